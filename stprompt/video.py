@@ -75,9 +75,15 @@ def _h264(container, shape, fps, crf, preset, threads, variable):
     stream.codec_context.time_base = Fraction(1, 90000) if variable else 1 / rate
     return stream
 
+def _created(part, path):
+    "An empty container of the kind the suffix names."
+    try: return av.open(str(part), "w")
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{path}: cannot be created ({error}); check the suffix (.mp4) and that the folder can be written to") from None
+
 def _encode(part, path, images, fps, crf, preset, threads, times):
     "Encode every picture into the file `part`; `path` is the name for people."
-    with av.open(str(part), "w") as container:
+    with _created(part, path) as container:
         stream = None
         for n, image in enumerate(_each(images, path)):
             stream = stream or _h264(container, image.shape, fps, crf, preset, threads, times is not None)
@@ -157,22 +163,24 @@ def _shown(picture):
     sideways = round(getattr(picture, "rotation", 0) / 90) % 2
     return (picture.width, picture.height) if sideways else (picture.height, picture.width)
 
-def _stamps(pictures, rate):
-    "Yield (seconds, size, picture -> RGB) with the first picture at second 0."
-    origin = None
+def _stamps(pictures, rate, base):
+    "Yield (seconds, size, function giving RGB) with the first picture at second 0; base None = no stamps to be trusted."
+    origin, seconds = None, 0.0
     for n, picture in enumerate(pictures):
-        stamp = picture.pts * picture.time_base if picture.pts is not None else n / rate
+        stamp = n / rate if base is None or picture.pts is None else picture.pts * base
         if origin is None: origin = stamp
-        yield float(stamp - origin), _shown(picture), lambda picture=picture: _rgb(picture)
+        seconds = max(seconds, float(stamp - origin))      # time never runs backwards
+        yield seconds, _shown(picture), lambda picture=picture: _rgb(picture)
 
 # %% ../nbs/00_video.ipynb #c027
 def _file_pictures(path, partial):
     "Yield (seconds, size, function giving RGB) for each picture of a file."
     n = 0
     with _opened(path) as (container, stream):
-        claimed = stream.frames
+        claimed, rate = stream.frames, float(stream.average_rate or 25)
+        base = None if container.format.name == "avi" else stream.time_base
         try:
-            for picture in _stamps(_raw(container, stream), float(stream.average_rate or 25)):
+            for picture in _stamps(_raw(container, stream), rate, base):
                 n += 1
                 yield picture
         except _Damage:
