@@ -214,8 +214,8 @@ def split_items(items, seed=0, test_fraction=.3, validation_fraction=.15):
     "Divide one class's items into (train, validation, test); each split gets one before train gets two."
     place = lambda item: hashlib.sha256(f"{seed}/{item.id}".encode()).hexdigest()
     ranked, n = sorted(items, key=place), len(items)
-    n_test = max(round(n * test_fraction), min(1, n - 1)) if test_fraction else 0
-    n_validation = max(round(n * validation_fraction), min(1, max(0, n - n_test - 1))) if validation_fraction else 0
+    n_test = max(min(round(n * test_fraction), n - 2), min(1, n - 1)) if test_fraction else 0
+    n_validation = max(min(round(n * validation_fraction), n - n_test - 1), min(1, max(0, n - n_test - 1))) if validation_fraction else 0
     parts = ranked[n_test + n_validation:], ranked[n_test:n_test + n_validation], ranked[:n_test]
     return [tuple(sorted(part, key=lambda item: natural_key(item.id))) for part in parts]
 

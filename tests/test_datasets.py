@@ -1,0 +1,122 @@
+"""Benchmarks and own folders: faults, and a split that any machine repeats."""
+import hashlib
+from pathlib import Path
+
+import numpy as np, pytest
+from hypothesis import given, settings, strategies as st
+from stprompt.datasets import (NORMAL, HYPER, Benchmark, DatasetError, GroundTruth, VideoItem, folder_benchmark, hyper, is_normal_name,
+                               mask_of_ranges, split_items, text_of)
+
+SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
+
+
+def make(root, **classes):
+    "Class folders with so many files that are never opened."
+    for name, n in classes.items():
+        (root/name).mkdir(parents=True)
+        for i in range(n): (root/name/f"{name}{i}.mp4").write_bytes(b"x" * i)
+    return root
+
+
+# ---- folders ----------------------------------------------------------------------------------------------------
+def test_missing_root(tmp_path):
+    with pytest.raises(DatasetError, match="gone.*no such folder"): folder_benchmark(tmp_path/"gone")
+
+def test_class_folder_without_videos(tmp_path):
+    make(tmp_path, fight=3, normal=3); (tmp_path/"fire").mkdir(); (tmp_path/"fire"/"readme.txt").write_text("soon")
+    with pytest.raises(DatasetError, match="fire: this class folder holds no videos"): folder_benchmark(tmp_path)
+
+def test_no_normal_folder(tmp_path):
+    make(tmp_path, fight=3, calm=3)
+    with pytest.raises(DatasetError, match="no folder looks like the normal one among calm, fight; name it with normal="): folder_benchmark(tmp_path)
+    assert folder_benchmark(tmp_path, normal="calm").classes == {NORMAL: "normal", "fight": "fight"}
+    with pytest.raises(DatasetError, match="normal='peace'"): folder_benchmark(tmp_path, normal="peace")
+
+def test_two_normal_folders(tmp_path):
+    make(tmp_path, fight=3, noFight=3, Normal=3)
+    with pytest.raises(DatasetError, match="several folders look"): folder_benchmark(tmp_path)
+    with pytest.raises(DatasetError, match="rename one"): folder_benchmark(tmp_path, normal="noFight")
+
+def test_unknown_class_in_texts(tmp_path):
+    make(tmp_path, fight=3, normal=3)
+    with pytest.raises(DatasetError, match="no class 'riot'"): folder_benchmark(tmp_path, texts=dict(riot="a riot"))
+    assert folder_benchmark(tmp_path, texts=dict(normal="a calm street")).classes[NORMAL] == "a calm street"
+
+def test_same_name_twice(tmp_path):
+    make(tmp_path, fight=3, normal=3); (tmp_path/"fight"/"fight0.avi").write_bytes(b"")
+    with pytest.raises(DatasetError, match="'fight/fight0' is listed twice"): folder_benchmark(tmp_path)
+
+def test_strays_and_hidden_are_passed_over(tmp_path):
+    make(tmp_path, fight=3, normal=3)
+    (tmp_path/"LICENSE").write_text("MIT"); (tmp_path/".git").mkdir(); (tmp_path/"fight"/"._fight0.mp4").write_bytes(b"")
+    (tmp_path/"fight"/"notes.md").write_text(""); (tmp_path/"fight"/"empty").mkdir()
+    (tmp_path/"fight"/"stills").mkdir(); (tmp_path/"fight"/"stills"/"0.JPG").write_bytes(b"")
+    ids = {i.id for i in folder_benchmark(tmp_path).items() if i.is_abnormal}
+    assert ids == {"fight/fight0", "fight/fight1", "fight/fight2", "fight/stills"}
+
+@pytest.mark.parametrize("options", [dict(test_fraction=-.1), dict(test_fraction=1), dict(validation_fraction=2), dict(test_fraction=.5, validation_fraction=.5)])
+def test_impossible_shares(tmp_path, options):
+    with pytest.raises(DatasetError, match="fraction"): folder_benchmark(make(tmp_path, fight=3, normal=3), **options)
+
+def test_normal_names():
+    names = ["fight", "noFight", "no_fight", "Normal", "normal_videos", "NonViolence", "nose", "abnormal", "nofire", "notes"]
+    assert [n for n in names if is_normal_name(n, names)] == ["noFight", "no_fight", "Normal", "normal_videos", "NonViolence"]
+
+
+# ---- the split --------------------------------------------------------------------------------------------------
+def test_split_is_the_same_everywhere(tmp_path):
+    "A frozen digest: fails when the split of a given folder changes, on any machine or Python."
+    b = folder_benchmark(make(tmp_path/"own", fight=20, noFight=20))
+    listed = "\n".join(f"{s} {i.id}" for s in ("train", "validation", "test") for i in getattr(b, s))
+    assert hashlib.sha256(listed.encode()).hexdigest()[:16] == "9a42863d1e003910"
+    assert folder_benchmark(tmp_path/"own", seed=1).sha256 != b.sha256
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(1, 80), seed=st.integers(0, 9), test=st.floats(.01, .6), validation=st.floats(.01, .39))
+def test_split_is_a_partition(n, seed, test, validation):
+    items = [VideoItem(f"c/{i}", f"{i}.mp4", "c") for i in range(n)]
+    train, val, tst = split_items(items, seed, test, validation)
+    assert sorted(i.id for i in train + val + tst) == sorted(i.id for i in items)
+    assert split_items(items[::-1], seed, test, validation) == [train, val, tst]               # the disk's order is no matter
+    if n >= 3: assert train and val and tst
+    assert abs(len(tst) - n * test) <= 1 and abs(len(val) - n * validation) <= 1
+
+
+# ---- the nouns --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/../../b"])
+def test_names_cannot_leave_their_root(name):
+    with pytest.raises(DatasetError, match="cannot leave its root"): VideoItem(name, "x.mp4")
+
+def test_item_without_label():
+    with pytest.raises(DatasetError, match="has no label"): VideoItem("a", "a.mp4", ())
+
+def test_ground_truth_shapes():
+    with pytest.raises(DatasetError, match="expected bool"): GroundTruth(5, (10, 10), np.zeros(4, bool))
+    with pytest.raises(DatasetError, match="expected bool"): GroundTruth(5, (10, 10), np.zeros(5))
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(-5, 30), st.integers(-5, 30)), max_size=4), st.integers(0, 25))
+def test_ranges_are_exact_or_refused(ranges, n):
+    good = all(0 <= a < b <= n for a, b in ranges)
+    if not good:
+        with pytest.raises(DatasetError, match="range"): mask_of_ranges(ranges, n)
+    else: assert np.flatnonzero(mask_of_ranges(ranges, n)).tolist() == sorted({i for a, b in ranges for i in range(a, b)})
+
+def test_unknown_benchmark():
+    with pytest.raises(DatasetError, match="dataset='ucf' is unknown; choose one of"): hyper("ucf")
+
+def test_table_is_rectangular_and_not_shared():
+    assert len({tuple(sorted(row)) for row in HYPER.values()}) == 1
+    hyper("folder")["stride"] = 99
+    assert HYPER["folder"]["stride"] != 99
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=20))
+def test_text_of_any_name(name): assert text_of(name) == text_of(name).lower().strip()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real clips are not here (../shared/data)")
+def test_real_folder():
+    b = folder_benchmark(SHARED/"surv_fight")
+    assert (len(b.train), len(b.validation), len(b.test)) == (110, 30, 60) and b.classes == {NORMAL: "normal", "fight": "fight"}
+    assert sum(i.is_abnormal for i in b.test) == 30 and all(i.source.is_file() for i in b.items())
