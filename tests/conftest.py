@@ -1,0 +1,43 @@
+"""Common ground of all tests: one cache for the session, no display, and skips that are counted.
+
+A skip is a hole in the test. Each has to say why, in words this list knows, and no more often than here; anything else fails the session.
+"""
+import os, re, tempfile
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
+if "STPROMPT_CACHE" not in os.environ:                                             # `make test` sets one that lasts
+    _cache = tempfile.TemporaryDirectory(prefix="stprompt-test-cache-")
+    os.environ["STPROMPT_CACHE"] = _cache.name
+
+ALLOWED_SKIPS = {                                                                  # words in the reason: how often at most
+    r"\.\./shared": 40,                                                            # research data that is not part of the project
+    r"\b(GPU|CUDA|accelerator)\b": 10,
+    r"Chromium|browser": 2,
+}
+
+def overdrawn(reasons, allowed=ALLOWED_SKIPS):
+    "Reasons that no allowance covers, or covers fewer times than they occur."
+    left, wrong = dict(allowed), []
+    for reason in reasons:
+        fits = next((p for p in left if re.search(p, reason) and left[p] > 0), None)
+        if fits is None: wrong.append(reason)
+        else: left[fits] -= 1
+    return wrong
+
+_reasons = []
+
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _reasons.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+
+def pytest_collectreport(report):
+    if report.skipped: _reasons.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == 0 and overdrawn(_reasons): session.exitstatus = 1
+
+def pytest_terminal_summary(terminalreporter):
+    if _reasons: terminalreporter.write_line(f"{len(_reasons)} skipped: {'; '.join(sorted(set(_reasons)))}")
+    for reason in sorted(set(overdrawn(_reasons))): terminalreporter.write_line(f"SKIP NOT ALLOWED (tests/conftest.py): {reason}", red=True)
