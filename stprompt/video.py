@@ -70,7 +70,7 @@ def _h264(container, shape, fps, crf, preset, threads, variable):
     rate = Fraction(fps).limit_denominator(30000)
     stream = container.add_stream("libx264", rate=rate)
     stream.height, stream.width = (side + side % 2 for side in shape[:2])
-    stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf), "preset": preset}
+    stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
     stream.codec_context.thread_count = threads
     stream.codec_context.time_base = Fraction(1, 90000) if variable else 1 / rate
     return stream
@@ -87,7 +87,7 @@ def _encode(part, path, images, fps, crf, preset, threads, times):
         stream = None
         for n, image in enumerate(_each(images, path)):
             stream = stream or _h264(container, image.shape, fps, crf, preset, threads, times is not None)
-            frame = av.VideoFrame.from_ndarray(_even(image), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(_even(image), format="rgb24").reformat(format="yuv420p")
             frame.time_base = stream.codec_context.time_base
             frame.pts = n if times is None else round((times[n] - times[0]) * 90000)
             container.mux(stream.encode(frame))
