@@ -122,9 +122,9 @@ def _opened(path):
     "(container, its first real video stream); every way to fail becomes one sentence."
     if not Path(path).is_file(): raise VideoError(f"{path}: there is no such file; check the path")
     if not Path(path).stat().st_size: raise VideoError(f"{path}: the file is empty (0 bytes); copy or download it again")
-    try: container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: expected a video, but it cannot be opened ({error.strerror}); it is cut short, damaged or"
+    try: container = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: expected a video, but it cannot be opened ({getattr(error, 'strerror', error)}); it is cut short, damaged or"
                          " not a video: copy it again or leave it out") from None
     with container:
         streams = [s for s in container.streams.video if s.codec_context is not None]
@@ -144,7 +144,7 @@ def _raw(container, stream):
             for picture in packet.decode():
                 if getattr(picture, "is_corrupt", False): raise _Damage
                 yield picture
-    except (av.FFmpegError, _Damage):
+    except (av.FFmpegError, ValueError, _Damage):
         yield from (p for p in _flush(stream) if not getattr(p, "is_corrupt", False))
         raise _Damage from None
 
