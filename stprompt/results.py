@@ -286,11 +286,11 @@ def _draw_keys(ax, keys, unit, title):
     "A strip of key frames above a curve, each tied to its moment."
     low, high = ax.get_xlim()
     for n, (frame, image) in enumerate(sorted(keys.items())):
-        strip = ax.inset_axes([(n + .03) / len(keys), 1.12, .94 / len(keys), .62])
-        strip.imshow(image, aspect="equal"); strip.set(xticks=[], yticks=[])
+        strip = ax.inset_axes([(n + .03) / len(keys), 1.12, .94 / len(keys), .55])
+        strip.imshow(image); strip.set(xticks=[], yticks=[], anchor="S")
         ax.annotate("", xy=((frame * unit - low) / (high - low), 1.), xytext=((n + .5) / len(keys), 1.12), xycoords="axes fraction",
                     arrowprops={"arrowstyle": "-", "color": "grey", "lw": .7})
-    ax.set_title(title, y=1.75)
+    ax.set_title(title, y=1.66)
 
 # %% ../nbs/22_results.ipynb #c034
 def draw_boxes(ax, boxes, color, width=1.8):
