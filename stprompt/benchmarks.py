@@ -185,7 +185,8 @@ def _ub_truth(item):
     tracks, boxes = parse_tracks(folder/f"{stem}_tracks.txt"), {}
     for object_id, start, stop in tracks:
         for f in range(start, stop):
-            objects = cv2.imread(str(folder/f"{stem}_{f:04d}_gt.png"), cv2.IMREAD_GRAYSCALE)
+            picture = folder/f"{stem}_{f:04d}_gt.png"
+            objects = cv2.imread(str(picture), cv2.IMREAD_GRAYSCALE) if picture.exists() else None
             if objects is not None and (objects == object_id).any(): boxes.setdefault(f, []).extend(mask_boxes(objects == object_id).tolist())
     return fitted_truth(item.source, [(s, e) for _, s, e in tracks], boxes, item.id)
 

@@ -122,7 +122,7 @@ def _opened(path):
     "(container, its first real video stream); every way to fail becomes one sentence."
     if not Path(path).is_file(): raise VideoError(f"{path}: there is no such file; check the path")
     if not Path(path).stat().st_size: raise VideoError(f"{path}: the file is empty (0 bytes); copy or download it again")
-    try: container = av.open(str(path), metadata_errors="replace")
+    try: container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: expected a video, but it cannot be opened ({getattr(error, 'strerror', error)}); it is cut short, damaged or"
                          " not a video: copy it again or leave it out") from None
