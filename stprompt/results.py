@@ -239,6 +239,7 @@ def finish(run, reports, more):
     write_atomic(run.out / "table.md", table_page(record, benchmark, run.paper_table))
     return record
 
+# %% ../nbs/22_results.ipynb #c027
 def table_page(record, benchmark, paper=None):
     "table.md: the table, then what it rests on, in five lines."
     code, machine = record.code, record.machine
@@ -250,7 +251,7 @@ def table_page(record, benchmark, paper=None):
     lines += ["", *(f"- {METRIC_NAMES.get(name, name)}: not computed, {why}." for name, why in record.skipped.items())] if record.skipped else []
     return "\n".join(lines) + "\n"
 
-# %% ../nbs/22_results.ipynb #c029
+# %% ../nbs/22_results.ipynb #c030
 COLORS = {"ours": "tab:red", "truth": "tab:green", "training": "tab:blue", "floor": "grey"}
 
 def style():
@@ -259,7 +260,7 @@ def style():
     seaborn.set_theme(context="paper", style="ticks", rc={"figure.dpi": 80, "savefig.dpi": 100, "axes.spines.top": False,
                       "axes.spines.right": False, "axes.titlesize": 9, "font.size": 9, "lines.linewidth": 1.3})
 
-# %% ../nbs/22_results.ipynb #c031
+# %% ../nbs/22_results.ipynb #c032
 def _axis(ax, size=(8, 2)):
     return ax if ax is not None else plt.subplots(figsize=size, dpi=80)[1]
 
@@ -292,7 +293,7 @@ def _draw_keys(ax, keys, unit, title):
                     arrowprops={"arrowstyle": "-", "color": "grey", "lw": .7})
     ax.set_title(title, y=1.66)
 
-# %% ../nbs/22_results.ipynb #c034
+# %% ../nbs/22_results.ipynb #c035
 def draw_boxes(ax, boxes, color, width=1.8):
     "Boxes [n, 4 or 5] as outlines; a score, where there is one, stands at the upper edge."
     for x1, y1, x2, y2, *score in np.asarray(boxes, float).reshape(-1, np.shape(boxes)[-1] if np.size(boxes) else 4):
@@ -316,7 +317,7 @@ def draw_localization(
     axes[0].set_title(title or "heat"); axes[1].set_title("red: predicted, green: truth")
     return axes
 
-# %% ../nbs/22_results.ipynb #c037
+# %% ../nbs/22_results.ipynb #c038
 def draw_metrics(report, ax=None):
     "Bars of all metrics with 95 % intervals; the grey tick is the best trivial answer."
     ax, names = _axis(ax, (6, 2.2)), list(report.metrics)[::-1]
@@ -329,7 +330,7 @@ def draw_metrics(report, ax=None):
     ax.set_yticks(range(len(names)), [METRIC_NAMES.get(name, name) for name in names])
     return ax
 
-# %% ../nbs/22_results.ipynb #c040
+# %% ../nbs/22_results.ipynb #c041
 def _notebook_display():
     "IPython's display when a kernel is listening, else None."
     module = sys.modules.get("IPython")
