@@ -339,6 +339,7 @@ def _notebook_display():
     from IPython.display import display
     return display
 
+# %% ../nbs/22_results.ipynb #c042
 class LivePlot:
     "Curves by epoch, redrawn in place in a notebook. Call with (epoch, {name: value})."
     def __init__(self, right=("auc", "ap"), show=True):
