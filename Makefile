@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 OUT    ?= out/demo
-export MPLBACKEND ?= agg
+unexport MPLBACKEND  # set, it would keep the pictures out of executed notebooks
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
 .PHONY: help demo test bench lab notebooks export readme install clean distclean

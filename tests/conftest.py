@@ -3,9 +3,10 @@
 A skip is a hole in the test. Each has to say why, in words this list knows, and no more often than here; anything else fails the session.
 """
 import os, re, tempfile
+import matplotlib
 import pytest
 
-os.environ.setdefault("MPLBACKEND", "agg")
+matplotlib.use("agg")                                                              # here only: $MPLBACKEND would keep pictures out of the jobs' notebooks
 if "STPROMPT_CACHE" not in os.environ:                                             # `make test` sets one that lasts
     _cache = tempfile.TemporaryDirectory(prefix="stprompt-test-cache-")
     os.environ["STPROMPT_CACHE"] = _cache.name

@@ -21,6 +21,7 @@ def is_component(path): return any(source(c).startswith("#| default_exp") for c 
 def tool(name, *args, cwd):
     "Run one of nbdev's commands in a folder; its output only when it fails."
     env = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    env.pop("MPLBACKEND", None)                                                    # it would keep the pictures out of the notebooks
     done = subprocess.run([str(BIN/name), *map(str, args)], cwd=cwd, capture_output=True, text=True, env=env)
     if done.returncode: sys.exit(f"{name} failed:\n{done.stdout}{done.stderr}")
 
