@@ -1,0 +1,188 @@
+"""The localizer against planted answers, brute force and users' mistakes. CLIP is an oracle that knows colours only."""
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+
+from stprompt import localizer as L, metrics as M
+
+ORANGE, GREY = (240, 130, 20), (150, 150, 150)
+
+
+class ColourCLIP:
+    resolution, dim = 224, 3
+
+    def __init__(self, grow=1.): self.calls, self.grow = [], grow
+
+    def text(self, sentences): return torch.tensor([ORANGE if "burn" in s else GREY for s in sentences], dtype=torch.float32)
+
+    def windows(self, frames, size=32, stride=32, mode="token"):
+        self.calls.append((len(frames), size, stride, mode))
+        small = np.stack([cv2.resize(f, (224, 224), interpolation=cv2.INTER_AREA) for f in frames]).astype(np.float32)
+        return self.grow * F.avg_pool2d(torch.from_numpy(small).permute(0, 3, 1, 2), size, stride).permute(0, 2, 3, 1)
+
+
+PLANTED = L.Queries(("a street", "a wall"), ("something burning",))
+
+
+def scene(x, y, w, h, size=(120, 160)):
+    image = np.full((*size, 3), GREY, np.uint8)
+    image[y:y + h, x:x + w] = ORANGE
+    return image
+
+
+def build(**options): return L.Localizer(ColourCLIP(), PLANTED, L.LocalizerOptions(**{"tau": .05, **options}))
+
+
+def iou(a, b):
+    w, h = np.minimum(a[2:4], b[2:4]) - np.maximum(a[:2], b[:2])
+    both = max(w, 0) * max(h, 0)
+    return both / (np.prod(a[2:4] - a[:2]) + np.prod(b[2:4] - b[:2]) - both)
+
+
+def test_eq11_is_the_paper_formula_and_ignores_lengths():
+    torch.manual_seed(0)
+    x, q = torch.randn(5, 8), torch.randn(6, 8)
+    heat = L.eq11(x, q, 4, .07)
+    for i in range(5):
+        e = torch.stack([torch.exp(F.cosine_similarity(x[i], q[k], dim=0) / .07) for k in range(6)])
+        assert heat[i].item() == pytest.approx((e[4:].sum() / e.sum()).item(), rel=1e-4)
+    assert torch.allclose(L.eq11(x * 40, q / 3, 4, .07), heat, atol=1e-6)
+    assert torch.allclose(heat + L.eq11(x, torch.cat([q[4:], q[:4]]), 2, .07), torch.ones(5), atol=1e-6)
+    assert torch.isfinite(L.eq11(torch.zeros(1, 8), q, 4, .01)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.sampled_from([(32, 32), (80, 48), (64, 16), (224, 224), (48, 80)]), st.sampled_from(L.CHOICES["spread"]))
+def test_spreading_is_a_mean(pixels, scale, spread):
+    window, stride = scale
+    n = (224 - window) // stride + 1
+    a = L.spread_matrix(pixels, n, window, stride, 224, spread)
+    assert a.shape == (pixels, n) and (a >= 0).all() and np.allclose(a.sum(1), 1, atol=1e-5)
+    assert np.allclose(a, a[::-1, ::-1], atol=1e-5) or (224 - window) % stride or spread == "cover"        # left and right are alike
+
+
+def test_resize_is_the_bilinear_resize_of_torch():
+    grid = torch.rand(2, 4, 7, generator=torch.Generator().manual_seed(0))
+    ours = L.spread_map(grid, (50, 70), 32, 32)
+    assert torch.allclose(ours, F.interpolate(grid[:, None], size=(50, 70), mode="bilinear")[:, 0], atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.floats(.05, 1))
+def test_boxes_enclose_exactly_the_hot_pixels(seed, threshold):
+    heat = cv2.resize(np.random.default_rng(seed).random((5, 6)).astype(np.float32), (48, 40))
+    boxes = L.heat_boxes(heat, threshold, min_area=0, max_boxes=1000)
+    hot, covered = heat >= np.float32(threshold) * heat.max(), np.zeros(heat.shape, bool)
+    for x1, y1, x2, y2, score in boxes:
+        x1, y1, x2, y2 = map(int, (x1, y1, x2, y2))
+        inside = hot[y1:y2, x1:x2]
+        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()          # tight
+        assert score <= heat[y1:y2, x1:x2].max() + 1e-6
+        covered[y1:y2, x1:x2] = True
+    assert covered[hot].all() and boxes[0, 4] == pytest.approx(heat.max())
+    assert (np.diff(boxes[:, 4]) <= 0).all()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (100, 70), (60, 40)])
+@pytest.mark.parametrize("spread", L.CHOICES["spread"])
+def test_a_planted_square_is_found_anywhere_in_the_frame(corner, spread):
+    x, y = corner
+    localizer = build(spread=spread)
+    heat = localizer.heat(scene(x, y, 60, 50)[None])[0]
+    assert iou(localizer.boxes(heat)[0], np.array([x, y, x + 60, y + 50])) > .45
+    inside = np.zeros(heat.shape, bool); inside[y:y + 50, x:x + 60] = True
+    assert heat[inside].mean() > 2 * heat[~inside].mean()
+
+
+def test_raw_lengths_of_the_embeddings_do_not_matter():
+    frames = scene(20, 20, 60, 50)[None]
+    small = L.Localizer(ColourCLIP(.01), PLANTED, L.LocalizerOptions(tau=.05)).heat(frames)
+    assert np.allclose(small, build().heat(frames), atol=1e-5)
+
+
+def test_chunks_are_bounded_and_change_nothing():
+    frames = np.stack([scene(5 * t, 3 * t, 40, 40) for t in range(11)])
+    whole, parts = build(chunk=64), build(chunk=3)
+    assert np.allclose(whole.heat(frames), parts.heat(frames), atol=1e-6)
+    assert max(n for n, *_ in parts.clip.calls) == 3
+    assert {(s, d, m) for _, s, d, m in parts.clip.calls} == {(32, 32, "token"), (80, 48, "token")}
+    crop = build(mode="crop"); crop.heat(frames)
+    assert {m for *_, m in crop.clip.calls} == {"crop"}
+
+
+def test_motion_in_chunks_equals_motion_at_once():
+    frames = np.random.default_rng(0).integers(0, 255, (9, 30, 40, 3), np.uint8)
+    assert np.allclose(build(method="motion", chunk=2).heat(frames), build(method="motion", chunk=50).heat(frames), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", L.CHOICES["method"])
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_few_frames_and_odd_sizes(method, n):
+    frames = np.random.default_rng(0).integers(0, 255, (n, 37, 53, 3), np.uint8)
+    localizer = build(method=method)
+    heat = localizer.heat(frames)
+    assert heat.shape == (n, 37, 53) and heat.dtype == np.float32 and np.isfinite(heat).all()
+    assert len(localizer.boxes(heat)) == n
+
+
+def test_fusion_is_linear_between_the_scales():
+    frames = scene(20, 20, 60, 50)[None]
+    one, two = (build(scales=(s,)).heat(frames) for s in ((32, 32), (80, 48)))
+    assert np.allclose(build(fusion=.25).heat(frames), .25 * one + .75 * two, atol=1e-5)
+    assert np.allclose(build(fusion=1.).heat(frames), one, atol=1e-5)
+
+
+def test_the_papers_normal_list_and_the_extended_one():
+    paper, extended = L.make_queries(["Fire"]), L.make_queries(["Fire"], "extended")
+    assert len(paper.normal) == 13 and set(paper.normal) < set(extended.normal) and paper.abnormal == extended.abnormal
+
+
+MISTAKES = {
+    "option": (lambda: L.LocalizerOptions(method="boxes"), "text, motion, pixels"),
+    "temperature": (lambda: L.LocalizerOptions(tau=-1), "tau: expected a number"),
+    "weight": (lambda: L.LocalizerOptions(fusion=2), "fusion: expected a number from 0 to 1"),
+    "word for a number": (lambda: L.LocalizerOptions(threshold="half"), "threshold: expected a number"),
+    "NaN": (lambda: L.LocalizerOptions(threshold=float("nan")), "threshold: expected a number"),
+    "scales": (lambda: L.LocalizerOptions(scales=((32,),)), "pairs"),
+    "no scales": (lambda: L.LocalizerOptions(scales=()), "pairs"),
+    "large window": (lambda: build(scales=((300, 32),)), "does not fit"),
+    "no class": (lambda: L.make_queries({"Normal": "normal"}), "at least one anomaly class"),
+    "no sentence": (lambda: L.Queries((), ("fire",)), "normal queries"),
+    "a bare string": (lambda: L.Queries(("street",), "fire"), "abnormal queries"),
+    "float frames": (lambda: build().heat(np.zeros((1, 8, 8, 3))), "uint8"),
+    "one frame without a batch": (lambda: build().heat(np.zeros((8, 8, 3), np.uint8)), r"\[N, H, W, 3\]"),
+    "NaN in a map": (lambda: L.heat_boxes(np.full((4, 4), np.nan)), "NaN"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_with_one_sentence(name):
+    action, words = MISTAKES[name]
+    with pytest.raises(L.LocalizerError, match=words) as error: action()
+    assert "\n" not in str(error.value)
+
+
+PED2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "ucsd_ped2"
+
+
+@pytest.mark.skipif(not PED2.exists(), reason="the UCSD Ped2 frames (../shared/data) are not on this machine")
+def test_motion_of_pixels_beats_the_floors_on_real_footage():
+    truths, samples, boxes, frames = {}, {}, {}, {}
+    localizer = build(method="pixels", scales=((32, 32),))
+    for video in ("01", "04"):
+        images, masks = (sorted((PED2 / p).iterdir())[::4] for p in (f"testing/frames/{video}", f"masks/Test0{video}_gt"))
+        pictures = np.stack([cv2.cvtColor(cv2.imread(str(p)), cv2.COLOR_BGR2RGB) for p in images])
+        mask = np.stack([cv2.imread(str(p), 0) > 0 for p in masks])
+        heat, shown = localizer.heat(pictures), np.flatnonzero(mask.any((1, 2)))
+        around = {int(f): [[c.min(), r.min(), c.max() + 1, r.max() + 1]] for f in shown for r, c in [np.nonzero(mask[f])]}
+        truths[video] = SimpleNamespace(size=mask.shape[1:], mask=mask.any((1, 2)), boxes=around, pixel_masks=lambda f, mask=mask: mask[f])
+        samples[video], frames[video] = M.patch_samples(heat[shown], truths[video], shown, 4), shown
+        boxes[video] = {int(f): localizer.boxes(heat[f]) for f in shown}
+    assert M.patch_auc(samples) > 85 > M.patch_floors(truths, frames, 4)["patch_auc"] + 15
+    assert M.mean_iou(M.box_ious(boxes, truths)) > 1.5 * M.box_floors(truths)["best"]
