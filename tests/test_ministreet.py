@@ -1,0 +1,82 @@
+"MiniStreet: the truth is the same everywhere, splits share nothing, a damaged folder mends itself."
+import numpy as np
+import pytest
+
+from stprompt.datasets import DatasetError
+from stprompt.metrics import runs
+from stprompt.ministreet import (ANOMALIES, LOOKALIKES, NORMAL, SIZES, checksums, digest, frames, indices, load_truth, make_id, make_plan, ministreet, render, truth_arrays,
+                                 truth_masks, truth_sha256)
+from stprompt.video import read_all
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return ministreet(size="small", progress=False)
+
+
+def test_the_published_truth_is_made_again(bench):
+    assert bench.sha256 == checksums()["small"]
+    drawn = {make_id(s, i): digest(truth_arrays(make_plan(s, i, "small"))) for s, i, _ in indices("small")}
+    assert truth_sha256(drawn) == checksums()["small"]
+    some = next(iter(drawn)); drawn[some] = "0" * 64
+    assert truth_sha256(drawn) != checksums()["small"]
+
+
+def test_full_is_as_large_as_promised():
+    n = SIZES["full"]
+    assert n["train"] >= 160 and n["test"] >= 80 and len(ANOMALIES) >= 6 and len(LOOKALIKES) >= 4
+    plan = make_plan("test", 1, "full")
+    assert 100 <= plan.n_frames <= 500 and .10 <= (plan.stop - plan.start) / plan.n_frames <= .40
+
+
+def test_scenes_and_videos_are_not_shared(bench):
+    plans = {split: [make_plan(s, i, "small") for s, i, name in indices("small") if name == split] for split in ("train", "validation", "test")}
+    scenes = {split: {p.scene for p in ps} for split, ps in plans.items()}
+    assert not scenes["train"] & scenes["test"] and not scenes["validation"] & scenes["test"]
+    ids = [i.id for i in bench.items()]
+    assert len(ids) == len(set(ids)) == sum(SIZES["small"][k] for k in ("train", "validation", "test"))
+    assert sum(i.is_abnormal for i in bench.test) == len(bench.test) // 2
+
+
+def test_truth_is_one_interval_and_agrees_with_the_pixels(bench):
+    item = next(i for i in bench.test if i.is_abnormal)
+    truth = bench.ground_truth(item.id)
+    (start, stop), = runs(truth.mask)
+    plan = make_plan("test", int(item.id[-3:]), "small")
+    assert (start, stop) == (plan.start, plan.stop) and truth.size == (240, 320)
+    for frame, mask in zip(range(start, stop), truth_masks(plan)):
+        if frame % 7: continue
+        assert (truth.pixel_masks(frame) == mask).all()
+        x1, y1, x2, y2 = truth.boxes[frame][0].astype(int)
+        assert mask[y1:y2, x1:x2].sum() == mask.sum() and mask[y1].any() and mask[y2 - 1].any() and mask[:, x1].any() and mask[:, x2 - 1].any()
+        assert .015 <= (x2 - x1) * (y2 - y1) / 76800 <= .45
+    assert not truth.pixel_masks(0).any() or start == 0
+    normal = next(i for i in bench.test if not i.is_abnormal)
+    assert not bench.ground_truth(normal.id).mask.any() and not bench.ground_truth(normal.id).boxes
+
+
+def test_a_video_decodes_to_what_was_drawn(bench):
+    item = bench.test[1]
+    plan = make_plan("test", 1, "small")
+    images = read_all(item.source).images
+    assert images.shape == (plan.n_frames, 240, 320, 3)
+    middle = plan.n_frames // 2
+    (drawn, _), = frames(plan, [middle])
+    assert np.abs(images[middle].astype(int) - drawn).mean() < 12 < np.abs(images[middle].astype(int) - 255 + drawn).mean()
+
+
+def test_an_interrupted_rendering_resumes(tmp_path):
+    for name in ("videos", "truth"): (tmp_path / name).mkdir()
+    id, first = render(str(tmp_path), "test", 0, "small")
+    (tmp_path / "truth" / f"{id}.npz").unlink()                       # as if it had been stopped before the truth was written
+    assert render(str(tmp_path), "test", 0, "small") == (id, first)
+    assert load_truth(tmp_path, id).n_frames == make_plan("test", 0, "small").n_frames
+
+
+def test_unknown_size_is_named():
+    with pytest.raises(DatasetError, match="huge.*small, full"): ministreet(size="huge")
+
+
+def test_plans_differ_and_repeat():
+    assert make_plan("train", 3, "small") == make_plan("train", 3, "small") != make_plan("train", 15, "small")
+    assert make_plan("train", 2).label == NORMAL
