@@ -4,23 +4,27 @@
 
 # %% auto #0
 __all__ = ['WAYS_OUT', 'BackboneError', 'assets', 'mini_config', 'build_clip', 'mini_tokenizer', 'read_weights', 'fill',
-           'weights_sha256', 'load_mini', 'load_named', 'squeeze', 'check_frames', 'window_grid', 'vision',
-           'text_tower', 'plain_towers', 'FrozenCLIP', 'vision_batches', 'token_windows', 'crop_windows']
+           'weights_sha256', 'load_mini', 'check_name', 'beside', 'wants_quick_gelu', 'load_named', 'squeeze',
+           'check_frames', 'window_grid', 'vision', 'text_tower', 'plain_towers', 'FrozenCLIP', 'tokens_of',
+           'encode_text', 'encode_prompts', 'embed', 'encode', 'vision_batches', 'token_windows', 'crop_windows']
 
 # %% ../nbs/03_clip.ipynb #c002
 import copy
 import difflib
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-import open_clip
 import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
+with warnings.catch_warnings():                    # in a notebook without widgets, tqdm.auto complains of it
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import open_clip
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
 
 # %% ../nbs/03_clip.ipynb #c005
 WAYS_OUT = ("either give weights=<a local file> of this model, or run once on a machine with network access, where open_clip fetches the tag; "
@@ -74,30 +78,50 @@ def weights_sha256(model) -> str:
     return h.hexdigest()
 
 # %% ../nbs/03_clip.ipynb #c009
-def load_mini() -> tuple:
-    "(model, tokenizer, preprocess_cfg, weights) of the bundled mini CLIP."
-    path = assets() / "open_clip_model.safetensors"
-    if not path.is_file(): raise BackboneError(f"the mini CLIP's weights {path.name} are missing from the package; reinstall it, or make them with nbs/pretrain_mini_clip.ipynb")
+def load_mini(weights: str | None = None) -> tuple:
+    "(model, tokenizer, preprocess_cfg, weights) of the bundled mini CLIP, or of another file of its shape."
+    path = Path(weights) if weights else assets() / "open_clip_model.safetensors"
+    if not weights and not path.is_file(): raise BackboneError(f"the mini CLIP's weights {path.name} are missing from the package; reinstall it, or make them with nbs/pretrain_mini_clip.ipynb")
     config = mini_config()
-    return fill(build_clip(config["model_cfg"]), read_weights(path), path), mini_tokenizer(), config["preprocess_cfg"], "stprompt"
+    return fill(build_clip(config["model_cfg"]), read_weights(path), path), mini_tokenizer(), config["preprocess_cfg"], path.name if weights else "stprompt"
 
-def load_named(name: str, weights: str | None) -> tuple:
-    "(model, tokenizer, preprocess_cfg, weights) of an open_clip model. Raises BackboneError."
+def check_name(name: str, weights: str | None):
+    "An open_clip model, and weights that are a tag of it, a file or 'random'. Raises BackboneError."
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 3)
         raise BackboneError(f"backbone={name!r}: open_clip has no such model; {'did you mean ' + ', '.join(near) + '?' if near else 'see open_clip.list_models()'}")
     if not weights: raise BackboneError(f"backbone={name!r}: no weights named; give a tag such as {', '.join(open_clip.list_pretrained_tags_by_model(name)[:3])}, a local file, or random")
-    known, local = weights in open_clip.list_pretrained_tags_by_model(name), Path(weights).is_file()
-    if not (known or local or weights == "random"): raise BackboneError(f"weights={weights!r}: neither a tag of {name} ({', '.join(open_clip.list_pretrained_tags_by_model(name))}) nor a file; {WAYS_OUT}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not (weights in tags or Path(weights).is_file() or weights == "random"): raise BackboneError(f"weights={weights!r}: neither a tag of {name} ({', '.join(tags)}) nor a file; {WAYS_OUT}")
+
+# %% ../nbs/03_clip.ipynb #c010
+def beside(weights: str) -> dict:
+    "The open_clip_config.json beside a local file of weights; {} where there is none. Raises BackboneError."
+    path = Path(weights).with_name("open_clip_config.json")
+    if not (Path(weights).is_file() and path.is_file()): return {}
+    try: return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error: raise BackboneError(f"{path}: not an open_clip configuration; mend or remove it") from error
+
+def wants_quick_gelu(name: str, weights: str) -> bool:
+    "Were these weights trained with CLIP's QuickGELU? The tag knows; else the configuration beside a file, or the model's name."
+    named = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    if weights in open_clip.list_pretrained_tags_by_model(name): return bool(open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", named))
+    return named or bool(beside(weights).get("model_cfg", {}).get("quick_gelu", False))
+
+# %% ../nbs/03_clip.ipynb #c011
+def load_named(name: str, weights: str | None) -> tuple:
+    "(model, tokenizer, preprocess_cfg, weights) of an open_clip model. Raises BackboneError."
+    check_name(name, weights)
+    known, local, quick = weights in open_clip.list_pretrained_tags_by_model(name), Path(weights).is_file(), wants_quick_gelu(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try: model = open_clip.create_model(name, pretrained=weights if known else None)
+        try: model, tokenizer = open_clip.create_model(name, pretrained=weights if known else None, force_quick_gelu=quick), open_clip.get_tokenizer(name)
         except Exception as error: raise BackboneError(f"weights={weights!r} of {name} could not be fetched ({type(error).__name__}); {WAYS_OUT}") from error
-    if local: fill(model, read_weights(Path(weights)), weights)
-    cfg = open_clip.get_model_preprocess_cfg(model)
-    return model, open_clip.get_tokenizer(name), cfg, Path(weights).name if local else weights
+    if local and not known: fill(model, read_weights(Path(weights)), weights)
+    cfg = open_clip.get_model_preprocess_cfg(model) | (beside(weights).get("preprocess_cfg", {}) if not known else {})
+    return model, tokenizer, cfg, weights if known else Path(weights).name
 
-# %% ../nbs/03_clip.ipynb #c012
+# %% ../nbs/03_clip.ipynb #c016
 def squeeze(image: np.ndarray, side: int) -> np.ndarray:
     "uint8 [H, W, 3] to [side, side, 3]: area averaging when it shrinks, bicubic when it grows."
     if image.shape[:2] == (side, side): return image
@@ -105,7 +129,8 @@ def squeeze(image: np.ndarray, side: int) -> np.ndarray:
 
 def check_frames(frames) -> np.ndarray:
     "uint8 [N, H, W, 3]. Raises BackboneError."
-    frames = np.asarray(frames)
+    try: frames = np.asarray(frames)
+    except ValueError as error: raise BackboneError("frames: expected one array uint8 [N, H, W, 3], found pictures of different sizes; encode them one by one") from error
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3: raise BackboneError(f"frames: expected uint8 [N, H, W, 3], found {frames.dtype} {list(frames.shape)}; read them with stprompt.video")
     return frames
 
@@ -114,7 +139,7 @@ def window_grid(side: int, size: int, stride: int) -> np.ndarray:
     if not 1 <= size <= side or stride < 1: raise BackboneError(f"windows of {size} pixels with stride {stride} do not fit an input of {side}; take size 1 to {side} and a stride of at least 1")
     return np.arange(0, side - size + 1, stride)
 
-# %% ../nbs/03_clip.ipynb #c015
+# %% ../nbs/03_clip.ipynb #c019
 def vision(visual, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     "Patch tokens [N, n, W] at grid positions [N, n] (or [n]) through the tower: the projected CLS, [N, D]."
     x = tokens + visual.positional_embedding[1 + positions]
@@ -125,16 +150,17 @@ def vision(visual, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tenso
 def text_tower(model, x: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
     "Token embeddings [C, L, W] without positions, and each sentence's end index [C]: features [C, D]. Exact for any L > end, since the tower is causal."
     L = x.shape[1]
-    mask = model.attn_mask[:L, :L] if model.attn_mask is not None else None
-    x = model.ln_final(model.transformer(x + model.positional_embedding[:L], attn_mask=mask))
+    x = model.ln_final(model.transformer(x + model.positional_embedding[:L], attn_mask=model.attn_mask[:L, :L]))
     return x[torch.arange(len(x), device=x.device), end] @ model.text_projection
 
 def plain_towers(model) -> bool:
-    "Is this the architecture that `vision` and `text_tower` run: OpenAI's ViT and text transformer?"
-    parts = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
-    return all(getattr(model.visual, p, None) is not None for p in parts) and getattr(model.visual, "attn_pool", None) is None and torch.is_tensor(getattr(model, "text_projection", None))
+    "Is this the architecture that `vision` and `text_tower` run: OpenAI's ViT, read at CLS, and its causal text transformer, read at the end token?"
+    parts, visual = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj"), model.visual
+    if not all(getattr(visual, p, None) is not None for p in parts) or not torch.is_tensor(getattr(model, "text_projection", None)): return False
+    at_cls = getattr(visual, "attn_pool", None) is None and getattr(visual, "pool_type", "tok") == "tok" and not getattr(visual, "final_ln_after_pool", False)
+    return at_cls and getattr(model, "text_pool_type", "argmax") == "argmax" and getattr(model, "attn_mask", None) is not None
 
-# %% ../nbs/03_clip.ipynb #c017
+# %% ../nbs/03_clip.ipynb #c021
 class FrozenCLIP:
     "A frozen CLIP: `.frames`, `.windows`, `.text`, `.prompts`. All features are raw, not normalised."
     def __init__(self, model, tokenizer, preprocess: dict, identity: dict, device="cpu", batch: int = 8192):
@@ -148,8 +174,8 @@ class FrozenCLIP:
 
     @classmethod
     def load(cls, name: str = "mini", weights: str | None = None, device="cpu"):
-        "'mini' from the package, or an open_clip name with a tag, a local file or 'random'. Raises BackboneError."
-        model, tokenizer, preprocess, weights = load_mini() if name == "mini" else load_named(name, weights)
+        "'mini' from the package (or a local file of its shape), or an open_clip name with a tag, a local file or 'random'. Raises BackboneError."
+        model, tokenizer, preprocess, weights = load_mini(weights) if name == "mini" else load_named(name, weights)
         return cls(model, tokenizer, preprocess, {"name": name, "weights": weights}, device)
 
     @classmethod
@@ -165,39 +191,59 @@ class FrozenCLIP:
         "uint8 [N, H, W, 3] to [N, h, w, D], h = w = (resolution - size) // stride + 1."
         return self.encode(frames, ((size, stride),), mode, whole=False)[1][0]
 
-    @torch.inference_mode()
     def encode(self, frames, windows=((32, 32),), mode: str = "token", whole: bool = True) -> tuple:
         "(frame features [N, D] or None, [window features [N, h, w, D] of each (size, stride)]); the patches are embedded once for all."
-        squares = np.stack([squeeze(f, self.resolution) for f in check_frames(frames)]) if len(frames) else np.zeros((0, self.resolution, self.resolution, 3), np.uint8)
-        if mode not in ("token", "crop"): raise BackboneError(f"mode={mode!r}: expected token or crop")
-        tokens = self.embed(squares) if whole or (mode == "token" and windows) else None
-        found = vision_batches(self, tokens, torch.arange(tokens.shape[1], device=self.device)) if whole else None
-        cut = token_windows if mode == "token" else crop_windows
-        return found, [cut(self, tokens if mode == "token" else squares, size, stride) for size, stride in windows]
+        return encode(self, frames, windows, mode, whole)
 
-    def embed(self, squares: np.ndarray) -> torch.Tensor:
-        "uint8 [N, side, side, 3] to patch tokens [N, g*g, W], without positions."
-        x = torch.from_numpy(np.ascontiguousarray(squares)).to(self.device).permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
-        return self.model.visual.conv1(x).flatten(2).transpose(1, 2)
-
-    @torch.no_grad()
     def text(self, sentences: list) -> torch.Tensor:
         "Sentences to [C, D]."
-        tokens = self.tokenizer(list(sentences)).to(self.device)
-        end = tokens.argmax(-1)                       # the end token has the largest id
-        return text_tower(self.model, self.model.token_embedding(tokens[:, :int(end.max()) + 1]), end)
+        return encode_text(self, sentences)
 
     def prompts(self, context: torch.Tensor, labels: list) -> torch.Tensor:
         "[start] e_1 ... e_L label [end] through the text tower: context [L, W] (learnable), labels to [C, D]; differentiable in the context."
-        tokens, n = self.tokenizer(list(labels)).to(self.device), len(context)
-        end = tokens.argmax(-1)
-        length = int(end.max()) + 1
-        if length + n > self.model.positional_embedding.shape[0]: raise BackboneError(f"prompts: {n} context tokens and a label of {length} exceed the {self.model.positional_embedding.shape[0]} of the text tower; shorten the label or the context")
-        words = self.model.token_embedding(tokens[:, :length])
-        x = torch.cat([words[:, :1], context.to(words).expand(len(words), -1, -1), words[:, 1:]], 1)
-        return text_tower(self.model, x, end + n)
+        return encode_prompts(self, context, labels)
 
-# %% ../nbs/03_clip.ipynb #c019
+# %% ../nbs/03_clip.ipynb #c023
+def tokens_of(clip: FrozenCLIP, sentences: list) -> tuple:
+    "Token ids [C, L], cut behind the last end token, and each sentence's end index [C]. Raises BackboneError."
+    if isinstance(sentences, str) or not len(sentences) or not all(isinstance(s, str) for s in sentences): raise BackboneError(f"sentences={sentences!r}: expected a list of at least one text")
+    tokens = clip.tokenizer(list(sentences)).to(clip.device)
+    end = tokens.argmax(-1)                       # the end token has the largest id
+    return tokens[:, :int(end.max()) + 1], end
+
+@torch.no_grad()
+def encode_text(clip: FrozenCLIP, sentences: list) -> torch.Tensor:
+    "Sentences to [C, D]; what is longer than the tower's context is cut off, as open_clip does."
+    tokens, end = tokens_of(clip, sentences)
+    return text_tower(clip.model, clip.model.token_embedding(tokens), end)
+
+def encode_prompts(clip: FrozenCLIP, context: torch.Tensor, labels: list) -> torch.Tensor:
+    "[start] context label [end]: context [L, W], labels to [C, D]. Raises BackboneError."
+    if context.ndim != 2 or context.shape[1] != clip.token_width: raise BackboneError(f"context: expected [L, {clip.token_width}], found {list(context.shape)}; this backbone's tokens are {clip.token_width} wide")
+    (tokens, end), n, most = tokens_of(clip, labels), len(context), clip.model.positional_embedding.shape[0]
+    if tokens.shape[1] + n > most: raise BackboneError(f"prompts: {n} context tokens and a label of {tokens.shape[1]} exceed the {most} of the text tower; shorten the label or the context")
+    words = clip.model.token_embedding(tokens)
+    x = torch.cat([words[:, :1], context.to(words).expand(len(words), -1, -1), words[:, 1:]], 1)
+    return text_tower(clip.model, x, end + n)
+
+# %% ../nbs/03_clip.ipynb #c025
+def embed(clip: FrozenCLIP, squares: np.ndarray) -> torch.Tensor:
+    "uint8 [N, side, side, 3] to patch tokens [N, g*g, W], without positions."
+    x = torch.from_numpy(np.ascontiguousarray(squares)).to(clip.device).permute(0, 3, 1, 2).float().div_(255).sub_(clip.mean).div_(clip.std)
+    return clip.model.visual.conv1(x).flatten(2).transpose(1, 2)
+
+@torch.no_grad()
+def encode(clip: FrozenCLIP, frames, windows, mode: str, whole: bool) -> tuple:
+    "(frame features [N, D] or None, [window features [N, h, w, D] of each (size, stride)]). Raises BackboneError."
+    side = clip.resolution
+    if mode not in ("token", "crop"): raise BackboneError(f"mode={mode!r}: expected token or crop")
+    squares = np.stack([squeeze(f, side) for f in check_frames(frames)]) if len(frames) else np.zeros((0, side, side, 3), np.uint8)
+    tokens = embed(clip, squares) if whole or (mode == "token" and windows) else None
+    found = vision_batches(clip, tokens, torch.arange(tokens.shape[1], device=clip.device)) if whole else None
+    cut = token_windows if mode == "token" else crop_windows
+    return found, [cut(clip, tokens if mode == "token" else squares, size, stride) for size, stride in windows]
+
+# %% ../nbs/03_clip.ipynb #c027
 def vision_batches(clip: FrozenCLIP, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     "Patch tokens [N, n, W] at positions [n] or [N, n] through the tower, about `clip.batch` tokens at a time."
     step = max(1, clip.batch // (tokens.shape[1] + 1))
@@ -213,7 +259,7 @@ def token_windows(clip: FrozenCLIP, tokens: torch.Tensor, size: int, stride: int
     index = (starts[:, None] * g + starts).flatten()[:, None] + inside                                               # [h*w, n*n]
     N, windows = len(tokens), len(index)
     features = vision_batches(clip, tokens[:, index].flatten(0, 1), index.repeat(N, 1))
-    return features.view(N, len(starts), len(starts), -1)
+    return features.view(N, len(starts), len(starts), clip.dim)
 
 def crop_windows(clip: FrozenCLIP, squares: np.ndarray, size: int, stride: int) -> torch.Tensor:
     "Frames' squares uint8 [N, side, side, 3] to window features [N, h, w, D]; memory for a few crops at a time."
@@ -222,6 +268,6 @@ def crop_windows(clip: FrozenCLIP, squares: np.ndarray, size: int, stride: int) 
     step, parts, everywhere = max(1, clip.batch // 197), [], torch.arange((clip.resolution // clip.patch) ** 2, device=clip.device)
     for i in range(0, len(corners), step):
         crops = np.stack([squeeze(squares[f, y:y + size, x:x + size], clip.resolution) for f, y, x in corners[i:i + step]])
-        parts.append(vision(clip.model.visual, clip.embed(crops), everywhere))
-    features = torch.cat(parts) if parts else torch.zeros(0, clip.dim)
-    return features.view(len(squares), len(starts), len(starts), -1)
+        parts.append(vision(clip.model.visual, embed(clip, crops), everywhere))
+    features = torch.cat(parts) if parts else torch.zeros(0, clip.dim, device=clip.device)
+    return features.view(len(squares), len(starts), len(starts), clip.dim)
