@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'BLOCK', 'AdapterError', 'AdapterOptions', 'valid_mask', 'di
            'distance_average', 'QuickGELU', 'ffn', 'DistanceLayer', 'SelfAttentionLayer', 'TemporalAdapter']
 
 # %% ../nbs/10_adapter.ipynb #c003
+import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
@@ -39,14 +40,14 @@ class AdapterOptions:
 def valid_mask(
     lengths,       # int [B], None = all of T
     T,             # padded length
-    B=1,           # batch size, where lengths is None
+    B=None,        # batch size, which lengths must have; None = theirs, or 1
     device=None,
 ):                 # -> bool [B, T], True = a real frame
     "Which positions of a padded batch are real. Raises AdapterError."
-    if lengths is None: return torch.ones(B, T, dtype=torch.bool, device=device)
+    if lengths is None: return torch.ones(B or 1, T, dtype=torch.bool, device=device)
     lengths = torch.as_tensor(lengths, device=device)
-    if lengths.ndim != 1 or lengths.min() < 1 or lengths.max() > T:
-        raise AdapterError(f"lengths: expected one length from 1 to T={T} for each video, found {lengths.tolist()}; pass the frames before padding")
+    if lengths.ndim != 1 or len(lengths) != (B or len(lengths)) or lengths.min() < 1 or lengths.max() > T:
+        raise AdapterError(f"lengths: expected one length from 1 to T={T} for each of {B or len(lengths)} videos, found {lengths.tolist()}; pass the frames before padding")
     return torch.arange(T, device=lengths.device) < lengths[:, None]
 
 # %% ../nbs/10_adapter.ipynb #c012
@@ -93,9 +94,8 @@ def normaliser(
     n = mask.sum(-1, keepdim=True)
     left = torch.arange(mask.shape[1], device=mask.device)                    # frames before i
     right = (n - 1 - left).clamp(min=0)                                       # real frames after i
-    series = lambda count: torch.expm1(-count.double() * rate)
-    one = torch.expm1(torch.tensor(-rate, dtype=torch.float64))
-    return ((series(left + 1) + torch.exp(torch.tensor(-rate, dtype=torch.float64)) * series(right)) / one).to(dtype)
+    series = lambda count: torch.expm1(-count.to(dtype) * rate) / math.expm1(-rate)
+    return series(left + 1) + math.exp(-rate) * series(right)
 
 def distance_average(
     x,             # float [B, T, D]
@@ -105,7 +105,7 @@ def distance_average(
 ):                 # -> float [B, T, D], padding 0
     "SoftMax(Ma) x of eq. 4, dense or in linear time."
     mask = valid_mask(lengths, x.shape[1], len(x), x.device)
-    x, kind = (x * mask[..., None]).float(), x.dtype                          # sums of many terms want float32
+    x, kind = x.masked_fill(~mask[..., None], 0).float(), x.dtype             # not a product: 0 * NaN is NaN. Sums of many terms want float32
     if linear: y = (decay(x, 1 / sigma) + decay(x.flip(1), 1 / sigma).flip(1) - x) / normaliser(mask, 1 / sigma)[..., None]
     else: y = distance_attention(mask.sum(-1), sigma, x.shape[1]) @ x
     return (y * mask[..., None]).to(kind)
@@ -153,7 +153,7 @@ class TemporalAdapter(nn.Module):
     def __init__(self, dim, options=AdapterOptions()):
         super().__init__()
         rows = {"none": (), "distance": (DistanceLayer,), "self_attention": (SelfAttentionLayer,), "both": (SelfAttentionLayer, DistanceLayer)}
-        self.options = options
+        self.dim, self.options = dim, options
         self.layers = nn.ModuleList(layer(dim, options) for layer in rows[options.kind] for _ in range(options.layers))
 
     def forward(
@@ -162,7 +162,8 @@ class TemporalAdapter(nn.Module):
         lengths=None,  # int [B], None = nothing is padded
         linear=None,   # linear-time form; None = from options.linear_from frames on
     ):                 # -> float [B, T, D], padding 0
-        if x.ndim != 3: raise AdapterError(f"x: expected [B, T, D], found {list(x.shape)}; one video is x[None]")
-        mask = valid_mask(lengths, x.shape[1], len(x), x.device)[..., None]
+        if x.ndim != 3 or x.shape[2] != self.dim: raise AdapterError(f"x: expected [B, T, D] with D = {self.dim}, found {list(x.shape)}; one video is x[None]")
+        padding = ~valid_mask(lengths, x.shape[1], len(x), x.device)[..., None]
+        x = x.masked_fill(padding, 0)                                         # whatever lies there, NaN too
         for layer in self.layers: x = layer(x, lengths, linear)
-        return x * mask
+        return x.masked_fill(padding, 0)

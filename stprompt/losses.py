@@ -31,7 +31,7 @@ def topk_mean(
     return highest.masked_fill(~chosen, 0).sum(1) / k.view(B, *shape[2:])
 
 # %% ../nbs/12_losses.ipynb #c011
-EPS = 1e-6     # probabilities stay this far from 0 and 1
+EPS = 1e-12    # smallest argument of a logarithm; small, for what it replaces has no gradient
 
 def classification_loss(
     anomaly,         # A, float [B, T] in (0, 1)
@@ -40,8 +40,10 @@ def classification_loss(
 ):                   # -> float, mean over videos
     "Eq. 6: binary cross-entropy of the video's top-k mean."
     if len(abnormal) != len(anomaly): raise LossError(f"abnormal: expected one label for each of {len(anomaly)} videos, found {len(abnormal)}")
-    p, y = topk_mean(anomaly.float(), lengths).clamp(EPS, 1 - EPS), abnormal.float()
-    return -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    if (valid_mask(lengths, anomaly.shape[1], len(anomaly), anomaly.device) & ((anomaly < 0) | (anomaly > 1))).any():
+        raise LossError(f"anomaly: expected probabilities from 0 to 1, found {anomaly.min():.3g} to {anomaly.max():.3g}; pass the sigmoid of the logits")
+    p, y = topk_mean(anomaly.float(), lengths), abnormal.float()
+    return -(y * p.clamp(min=EPS).log() + (1 - y) * (1 - p).clamp(min=EPS).log()).mean()
 
 # %% ../nbs/12_losses.ipynb #c015
 def mil_align_loss(
@@ -53,7 +55,11 @@ def mil_align_loss(
     "Eq. 7 and 8: cross-entropy of the softmax over classes' top-k means."
     if targets.shape != (len(classes), classes.shape[-1]):
         raise LossError(f"targets: expected [{len(classes)}, {classes.shape[-1]}], one row a video and the normal class first, found {list(targets.shape)}")
-    y = targets.float() / targets.sum(-1, keepdim=True).clamp(min=1)
+    if not tau > 0: raise LossError(f"tau: expected a number above 0, found {tau!r}; 0.07 is the default")
+    y = targets.float()
+    wrong = ((y < 0).any(-1) | (y.sum(-1) == 0)).nonzero().flatten().tolist()
+    if wrong: raise LossError(f"targets: expected a label on each video, found none or a negative one in rows {wrong}; a normal video has its 1 in the first column")
+    y = y / y.sum(-1, keepdim=True)
     return -(y * (topk_mean(classes.float(), lengths) / tau).log_softmax(-1)).sum(-1).mean()
 
 # %% ../nbs/12_losses.ipynb #c019
@@ -86,6 +92,7 @@ def total_loss(
 ):                       # -> LossOutput
     "Eq. 10. A video is abnormal when it has any label but the first."
     if branches not in BRANCHES: raise LossError(f"branches: expected one of {', '.join(BRANCHES)}, found {branches!r}")
+    if targets.ndim != 2: raise LossError(f"targets: expected [B, 1+C], found {list(targets.shape)}; use one_hot for class numbers")
     zero, abnormal = output.anomaly.new_zeros(()), targets[:, 1:].sum(1) > 0
     classification = zero if branches == "alignment" else classification_loss(output.anomaly, abnormal, lengths)
     alignment = zero if branches == "classification" else mil_align_loss(output.classes, targets, lengths, tau)

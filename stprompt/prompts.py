@@ -7,7 +7,7 @@ __all__ = ['NORMAL_QUERIES', 'ACTOR_QUERIES', 'PHRASES', 'TEMPLATE', 'PromptErro
            'load_phrases', 'anomaly_queries', 'ask', 'read_list', 'write_phrases', 'regenerate_phrases']
 
 # %% ../nbs/11_prompts.ipynb #c003
-import json, os, re, tempfile, urllib.error, urllib.request
+import http.client, json, os, re, tempfile, urllib.error, urllib.request
 from functools import lru_cache
 from pathlib import Path
 import torch
@@ -63,7 +63,9 @@ def check_phrases(doc, where="phrases"):
     for name, phrases in table.items():
         if not isinstance(phrases, list) or not phrases or not all(isinstance(p, str) and 3 <= len(p.strip()) <= 120 for p in phrases):
             raise PromptError(f"{where}: class {name!r}: expected a list of phrases of 3 to 120 characters, found {str(phrases)[:80]!r}; mend or remove it")
-    for name, target in doc.get("aliases", {}).items():
+    aliases = doc.get("aliases", {})
+    if not isinstance(aliases, dict): raise PromptError(f"{where}: aliases: expected {{name: class}}, found {str(aliases)[:80]!r}")
+    for name, target in aliases.items():
         if target not in table: raise PromptError(f"{where}: alias {name!r} leads to {target!r}, which has no phrases")
     return doc
 
@@ -88,11 +90,12 @@ def anomaly_queries(
     path=None,       # another phrase file
 ):                   # -> [sentence]
     "The class's own text, then the phrases similar to it; a class without phrases has its text alone."
-    if isinstance(classes, str): classes = [classes]
+    classes = [classes] if isinstance(classes, str) else classes
+    if not all(isinstance(c, str) for c in classes): raise PromptError(f"classes: expected texts, found {list(classes)!r}")
     pairs = dict(classes).items() if hasattr(classes, "keys") else [(c, re.sub(r"_", " ", c)) for c in classes]
     table, found = load_phrases(path), []
     for label, text in pairs:
-        if plain_name(label) != "normal": found += [text, *table.get(plain_name(label), table.get(plain_name(text), ()))]
+        if plain_name(label) != "normal": found += [text, *table.get(plain_name(text), table.get(plain_name(label), ()))]     # the text says more than "Abnormal"
     if not found: raise PromptError(f"classes: expected at least one anomaly class, found {list(classes)!r}")
     return list(dict.fromkeys(found))
 
@@ -108,18 +111,19 @@ def ask(
     body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
     headers = {"Content-Type": "application/json"}
     if os.environ.get(key_variable): headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
+    if not re.match(r"https?://", str(base_url)): raise PromptError(f"base_url: expected http://... or https://..., found {base_url!r}; it usually ends in /v1")
     request = urllib.request.Request(f"{base_url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as reply: answer = json.load(reply)["choices"][0]["message"]["content"]
     except urllib.error.HTTPError as e: raise PromptError(f"{base_url}: answered {e.code} {e.reason}; check model={model!r} and ${key_variable}") from None
-    except OSError as e: raise PromptError(f"{base_url}: no answer ({e}); check base_url and that the server runs") from None
+    except (OSError, http.client.HTTPException) as e: raise PromptError(f"{base_url}: no answer ({e}); check base_url and that the server runs") from None
     except (ValueError, LookupError, TypeError): raise PromptError(f"{base_url}: its answer is no chat completion; base_url usually ends in /v1") from None
     if not isinstance(answer, str): raise PromptError(f"{base_url}: answered without text; try another model than {model!r}")
     return answer
 
 def read_list(answer, n):      # -> [phrase], at most n
-    "Phrases out of a model's list: one a line, without numbers, bullets and quotes."
-    lines = [re.sub(r"^\s*(?:[-*•]|\d+[.):])\s*", "", line).strip().strip("\"'“”.,;").strip() for line in answer.splitlines() if not line.rstrip().endswith(":")]
+    "Phrases out of a model's list: one a line, without numbers, bullets, stars and quotes."
+    lines = [re.sub(r"^\s*(?:[-*•]|\d+[.):])\s*", "", line).strip().strip("\"'“”.,;*").strip() for line in answer.splitlines() if not line.rstrip().endswith(":")]
     return list(dict.fromkeys(line.lower() for line in lines if 3 <= len(line) <= 120))[:n]
 
 # %% ../nbs/11_prompts.ipynb #c022
