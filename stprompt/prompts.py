@@ -95,7 +95,8 @@ def anomaly_queries(
     pairs = dict(classes).items() if hasattr(classes, "keys") else [(c, re.sub(r"_", " ", c)) for c in classes]
     table, found = load_phrases(path), []
     for label, text in pairs:
-        if plain_name(label) != "normal": found += [text, *table.get(plain_name(text), table.get(plain_name(label), ()))]     # the text says more than "Abnormal"
+        first, second = map(plain_name, (text, label) if plain_name(label) == "abnormal" else (label, text))     # any text says more than "Abnormal"
+        if plain_name(label) != "normal": found += [text, *table.get(first, table.get(second, ()))]
     if not found: raise PromptError(f"classes: expected at least one anomaly class, found {list(classes)!r}")
     return list(dict.fromkeys(found))
 

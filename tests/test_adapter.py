@@ -43,6 +43,7 @@ def test_padding_changes_nothing(kind, linear):
     torch.manual_seed(0)
     model, x = TemporalAdapter(16, AdapterOptions(kind=kind, layers=2)), torch.randn(3, 150, 16)
     lengths = torch.tensor([150, 90, 1])
+    for row, n in enumerate(lengths.tolist()): x[row, n:] = torch.nan            # padding is never read
     y = model(x, lengths, linear)
     for row, n in enumerate(lengths.tolist()):
         assert torch.allclose(y[row, :n], model(x[row:row + 1, :n], linear=linear)[0], atol=1e-5)
@@ -80,7 +81,10 @@ def test_bad_options(bad, word):
 def test_bad_lengths():
     for lengths in ([0], [9], [[1]]):
         with pytest.raises(AdapterError, match="lengths"): valid_mask(lengths, 8)
-    with pytest.raises(AdapterError, match="expected \\[B, T, D\\]"): TemporalAdapter(8)(torch.zeros(3, 8))
+    for wrong in ([5], [5, 5, 5]):
+        with pytest.raises(AdapterError, match="each of 2 videos"): TemporalAdapter(8)(torch.zeros(2, 9, 8), torch.tensor(wrong))
+    for shape in ((3, 8), (1, 3, 9)):
+        with pytest.raises(AdapterError, match="D = 8"): TemporalAdapter(8)(torch.zeros(shape))
 
 def test_reversed_time_is_reversed_output():
     torch.manual_seed(0); model, x = TemporalAdapter(8), torch.randn(1, 90, 8)

@@ -51,8 +51,14 @@ def test_gradients_of_padding_are_zero_and_of_the_rest_finite():
 def test_a_sure_mistake_costs_a_finite_price(p):
     a = torch.full((1, 3), p, requires_grad=True)
     loss = classification_loss(a, torch.tensor([1 - p])); loss.backward()
-    assert loss.item() == pytest.approx(13.8, abs=.1) and torch.isfinite(a.grad).all()
+    assert loss.item() == pytest.approx(27.6, abs=.1) and torch.isfinite(a.grad).all()
     assert classification_loss(a, torch.tensor([p])).item() < 1e-4
+
+@pytest.mark.parametrize("logit, label", [(-25., 1), (-15., 1), (15., 0)])
+def test_a_sure_mistake_still_learns(logit, label):
+    x = torch.full((1, 3), logit, requires_grad=True)
+    classification_loss(x.sigmoid(), torch.tensor([label])).backward()
+    assert x.grad.sum().item() == pytest.approx(1 - 2 * label, abs=.2)          # p - y; coarse, for 1 - p has few bits left at 15
 
 def test_nan_is_not_hidden():
     a = torch.full((2, 5), .5); a[0, 3] = torch.nan
@@ -75,5 +81,12 @@ def test_bad_input():
     output, targets, lengths = problem()
     with pytest.raises(LossError, match="targets"): mil_align_loss(output.classes, targets[:, :2])
     with pytest.raises(LossError, match="abnormal"): classification_loss(output.anomaly, torch.ones(2))
+    for wrong in (torch.zeros_like(targets), targets - 1):
+        with pytest.raises(LossError, match="a label on each video"): mil_align_loss(output.classes, wrong)
+    with pytest.raises(LossError, match="tau"): mil_align_loss(output.classes, targets, tau=0.)
+    with pytest.raises(LossError, match="sigmoid"): classification_loss(output.anomaly * 9 - 4, torch.ones(4))
+    with pytest.raises(LossError, match="one_hot"): total_loss(output, targets[:, 0], lengths)
+    with pytest.raises(AdapterError, match="each of 4 videos"): topk_mean(output.anomaly, torch.tensor([50]))
+    assert mil_align_loss(output.classes, targets * .2).item() == pytest.approx(mil_align_loss(output.classes, targets).item())
     with pytest.raises(LossError, match="branches"): total_loss(output, targets, lengths, branches="C")
     with pytest.raises(AdapterError, match="lengths"): topk_mean(output.anomaly, torch.tensor([50, 31, 16, 51]))

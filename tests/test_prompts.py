@@ -1,10 +1,10 @@
 """Prompts: the paper's words, the phrase file, and a language model that misbehaves."""
-import json, threading, time
+import json, socket, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from stprompt import prompts as module
-from stprompt.datasets import NORMAL, SHANGHAITECH, UBNORMAL_TYPES, UCF_CRIME, XD_VIOLENCE
+from stprompt.datasets import NORMAL, SHANGHAITECH, UBNORMAL_TYPES, UCF_CRIME, UCSD_PED2, XD_VIOLENCE
 from stprompt.prompts import (ACTOR_QUERIES, NORMAL_QUERIES, PHRASES, LabelPrompts, PromptError, anomaly_queries, ask, check_phrases, load_phrases, plain_name, read_list,
                               regenerate_phrases, write_phrases)
 
@@ -35,9 +35,17 @@ def test_queries_by_label_list_and_dict():
     assert anomaly_queries(["throwing_object"])[0] == "throwing object"
     assert anomaly_queries({"Normal": "normal", "x17": "robbery"})[1:] == list(load_phrases()["robbery"])       # by its text
     assert anomaly_queries(["zorbing"]) == ["zorbing"]
+    with pytest.raises(PromptError, match="expected texts"): anomaly_queries([3])
+
+def test_ped2_asks_for_bicycles_and_not_for_violence():
+    found = anomaly_queries(UCSD_PED2)
+    assert found[0] == UCSD_PED2["Abnormal"] and any("bicycle" in p for p in found) and any("skateboard" in p for p in found) and "a violent scene" not in found
+    assert "a violent scene" in anomaly_queries("Abnormal") and "a violent scene" in anomaly_queries({"Abnormal": "abnormal"})
+    assert "someone tripping over" in anomaly_queries({"fall": "falling"})           # the label's own phrases otherwise
 
 @pytest.mark.parametrize("content, word", [("{", "not JSON"), ("[]", "expected"), ('{"phrases": {"A": []}}', "'A'"), ('{"phrases": {"A": ["x"]}}', "'A'"),
-                                           ('{"phrases": {"A": ["abc"]}, "aliases": {"b": "C"}}', "alias 'b'")])
+                                           ('{"phrases": {"A": ["abc"]}, "aliases": {"b": "C"}}', "alias 'b'"),
+                                           ('{"phrases": {"A": ["abc"]}, "aliases": ["b"]}', "aliases")])
 def test_broken_phrase_files(tmp_path, content, word):
     path = tmp_path / "p.json"; path.write_text(content)
     with pytest.raises(PromptError, match=word): anomaly_queries("A", path)
@@ -99,6 +107,20 @@ def test_too_few_phrases_or_no_server(server, tmp_path):
     with pytest.raises(PromptError, match="no answer"): ask("?", base_url="http://127.0.0.1:9/v1", timeout=2)
     with pytest.raises(PromptError, match="at least one anomaly class"): regenerate_phrases(["Normal"], tmp_path / "p.json", base_url=server.url)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", [b"hello\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{", b""])
+def test_a_server_that_speaks_no_http_or_hangs_up(answer):
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        def reply():
+            line, _ = door.accept()
+            with line: line.recv(65536); line.sendall(answer)
+        threading.Thread(target=reply, daemon=True).start()
+        with pytest.raises(PromptError, match="no answer"): ask("?", base_url=f"http://127.0.0.1:{door.getsockname()[1]}/v1", timeout=5)
+
+@pytest.mark.parametrize("url", ["", "localhost:1234/v1", "file:///tmp"])
+def test_an_address_that_is_none(url):
+    with pytest.raises(PromptError, match="base_url"): ask("?", base_url=url)
 
 
 # ---- label prompts -----------------------------------------------------------------------------------------------
