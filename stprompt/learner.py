@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LearnerError', 'LearnerOptions', 'shrink', 'Example', 'example', 'prepare', 'collate', 'stream', 'epoch_batches',
            'History', 'weights', 'use', 'record', 'fingerprint', 'save_checkpoint', 'load_checkpoint', 'Training',
-           'blame', 'epoch', 'save', 'resume', 'fit', 'outputs', 'score_video', 'class_scores', 'score_videos']
+           'blame', 'epoch', 'save', 'resume', 'interrupt', 'fit', 'outputs', 'score_video', 'class_scores',
+           'score_videos']
 
-# %% ../nbs/14_learner.ipynb #c003
+# %% ../nbs/14_learner.ipynb #c004
 import json, os, tempfile, time
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -20,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 from .losses import total_loss
 
-# %% ../nbs/14_learner.ipynb #c006
+# %% ../nbs/14_learner.ipynb #c007
 class LearnerError(ValueError):
     "A training that cannot start, go on or resume as asked."
 
@@ -45,8 +46,10 @@ class LearnerOptions:
         for name in ("lr", "alpha", "beta", "weight_decay"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf") or (name == "lr" and value == 0): raise LearnerError(f"{name}={value!r}: expected a number {'above' if name == 'lr' else 'of at least'} 0")
+        try: torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, TypeError): raise LearnerError(f"device={self.device!r}: this machine has no such device; use cpu") from None
 
-# %% ../nbs/14_learner.ipynb #c009
+# %% ../nbs/14_learner.ipynb #c010
 def shrink(
     x,             # float [T, D]
     length,        # at most so many features
@@ -58,7 +61,7 @@ def shrink(
     sums = torch.cat([x.new_zeros(1, x.shape[1], dtype=torch.float64), x.double().cumsum(0)])[edges]
     return ((sums[1:] - sums[:-1]) / (edges[1:] - edges[:-1])[:, None]).to(x.dtype)
 
-# %% ../nbs/14_learner.ipynb #c012
+# %% ../nbs/14_learner.ipynb #c013
 @dataclass(frozen=True)
 class Example:
     "A training video, at most max_length features long."
@@ -92,7 +95,7 @@ def collate(examples, device="cpu"):     # -> frame [B, T, D], spatial [B, T, D]
     padded = [pad_sequence([getattr(e, name) for e in examples], batch_first=True).to(device) for name in ("frame", "spatial")]
     return (*padded, torch.tensor([len(e.frame) for e in examples], device=device), torch.stack([e.target for e in examples]).to(device))
 
-# %% ../nbs/14_learner.ipynb #c017
+# %% ../nbs/14_learner.ipynb #c018
 def stream(n, size, order):      # -> int [size]
     "`size` numbers below n: shuffled, and shuffled again as often as needed."
     return np.concatenate([order.permutation(n) for _ in range(-(-size // n))])[:size]
@@ -111,7 +114,7 @@ def epoch_batches(
     chosen = [kind[stream(len(kind), steps * half, order)].reshape(steps, half) for kind in kinds]
     return list(np.concatenate(chosen, 1))
 
-# %% ../nbs/14_learner.ipynb #c020
+# %% ../nbs/14_learner.ipynb #c021
 @dataclass
 class History:
     "What happened, epoch by epoch; epochs count from 1."
@@ -131,7 +134,7 @@ class History:
         best = f", best epoch {self.best_epoch} ({self.validation[self.best_epoch - 1]:.4g})" if self.best_epoch and self.validation[self.best_epoch - 1] is not None else ""
         return f"History({len(self.losses)} epochs{best}, {sum(self.seconds):.1f} s{', interrupted' if self.interrupted else ''})"
 
-# %% ../nbs/14_learner.ipynb #c021
+# %% ../nbs/14_learner.ipynb #c022
 def weights(model):
     "A copy of the model's state, on the CPU."
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -142,7 +145,7 @@ def use(model, history, which="best"):
     if which not in states: raise LearnerError(f"which={which!r}: expected best or last")
     if states[which] is None: raise LearnerError(f"history: holds no {which} weights; fit first")
     model.load_state_dict(states[which])
-    return model
+    return model.eval()
 
 def record(history, model, losses, value, seconds):
     "Write an epoch down; the best is the latest one of highest validation, or the last without validation."
@@ -151,7 +154,7 @@ def record(history, model, losses, value, seconds):
     history.last_state = weights(model)
     if value is None or best is None or best != best or value >= best: history.best_epoch, history.best_state = len(history.losses), history.last_state
 
-# %% ../nbs/14_learner.ipynb #c024
+# %% ../nbs/14_learner.ipynb #c025
 def fingerprint(model, examples, options):     # -> str
     "What must be equal for a run to be resumed, as JSON: options but for epochs and device, model, CLIP, and the training list."
     mine = {k: v for k, v in asdict(options).items() if k not in ("epochs", "device", "metric")}
@@ -176,7 +179,7 @@ def load_checkpoint(path, mine):     # -> dict
         if theirs.get(name) != value: raise LearnerError(f"{path}: was written with {name}={theirs.get(name)!r}, this run has {value!r}; use the same, or {again}")
     return content
 
-# %% ../nbs/14_learner.ipynb #c026
+# %% ../nbs/14_learner.ipynb #c027
 class Training:
     "A run in the making."
     def __init__(self, model, clip, train, options):
@@ -208,7 +211,7 @@ class Training:
 
     def mean(self, x): return reduce(x, "mean") if self.state.num_processes > 1 else x
 
-# %% ../nbs/14_learner.ipynb #c027
+# %% ../nbs/14_learner.ipynb #c028
 def blame(self, index, where, loss, norm):     # -> str
     "Why a step is not finite: which videos, and what to do."
     batch = [self.examples[i] for i in dict.fromkeys(index.tolist())]
@@ -228,7 +231,7 @@ def epoch(self, number):     # -> {name: mean loss}
 
 for function in (blame, epoch): setattr(Training, function.__name__, function)
 
-# %% ../nbs/14_learner.ipynb #c029
+# %% ../nbs/14_learner.ipynb #c030
 def save(self, path):
     "This run's checkpoint, by the first process."
     if path is None or not self.state.is_main_process: return
@@ -244,9 +247,16 @@ def resume(self, path):
     self.optimizer.load_state_dict(found["optimizer"])
     self.history = History(**found["history"], best_state=found["best_state"], last_state=found["model"])
 
-for function in (save, resume): setattr(Training, function.__name__, function)
+def interrupt(self):
+    "Stopped by hand: back to the last finished epoch; within the first, keep what there is."
+    h = self.history
+    h.interrupted, h.last_state = True, h.last_state or weights(self.model.eval().store_text(self.clip))
+    h.best_state = h.best_state or h.last_state
+    use(self.model, h, "last")
 
-# %% ../nbs/14_learner.ipynb #c030
+for function in (save, resume, interrupt): setattr(Training, function.__name__, function)
+
+# %% ../nbs/14_learner.ipynb #c031
 def fit(
     model,             # an STPrompt; holds the last epoch's weights afterwards
     clip,              # its FrozenCLIP, for the label prompts
@@ -256,7 +266,7 @@ def fit(
     on_epoch=None,     # called with (epoch, {name: number}), such as results.LivePlot
     checkpoint=None,   # a file; resumed if it is there, rewritten after each epoch
 ):                     # -> History
-    "Train; Ctrl-C keeps what is trained. Raises LearnerError."
+    "Train; Ctrl-C keeps the epochs that are finished. Raises LearnerError."
     run = Training(model, clip, train, options)
     run.resume(checkpoint)
     try:
@@ -267,14 +277,12 @@ def fit(
             record(run.history, model, losses, value, time.perf_counter() - start)
             run.save(checkpoint)
             if on_epoch: on_epoch(number, losses if value is None else losses | {options.metric: value})
-    except KeyboardInterrupt:
-        run.history.interrupted, run.history.last_state = True, weights(model.eval().store_text(clip))
-        run.history.best_state = run.history.best_state or run.history.last_state
+    except KeyboardInterrupt: run.interrupt()
     return run.history
 
-# %% ../nbs/14_learner.ipynb #c032
+# %% ../nbs/14_learner.ipynb #c033
 @torch.inference_mode()
-def outputs(model, features, pick, whole=False, chunk=256):     # -> float32 [T, ...]
+def outputs(model, features, pick, whole=False, chunk=256):     # -> float64 [T, ...]
     "pick(output) of a model on one video, in chunks or as a whole; numpy."
     T, device = len(features.frame), next(model.parameters()).device
     if T < 1 or chunk < 1: raise LearnerError(f"chunk={chunk}, T={T}: expected at least one feature and chunks of at least 1")
@@ -283,16 +291,16 @@ def outputs(model, features, pick, whole=False, chunk=256):     # -> float32 [T,
     frame = cut(features.frame)
     lengths = torch.full((len(frame),), frame.shape[1], device=device); lengths[-1] = T - (len(frame) - 1) * frame.shape[1]
     found = pick(model(frame, cut(spatial), lengths))
-    return found.flatten(0, 1)[:T].float().cpu().numpy()                          # padding is at the end of the last chunk
+    return found.flatten(0, 1)[:T].cpu().double().numpy()                         # padding is at the end of the last chunk
 
-def score_video(model, features, whole=False, chunk=256):     # -> float32 [T] in [0, 1]
+def score_video(model, features, whole=False, chunk=256):     # -> float64 [T] in [0, 1]
     "Anomaly score of each sampled frame of one video."
     return outputs(model, features, model.scores, whole, chunk)
 
-def class_scores(model, features, whole=False, chunk=256):    # -> float32 [T, 1+C], rows sum to 1
+def class_scores(model, features, whole=False, chunk=256):    # -> float64 [T, 1+C], rows sum to 1
     "Probability of each class at each sampled frame."
     return outputs(model, features, model.probabilities, whole, chunk)
 
-def score_videos(model, videos, whole=False):     # {id: VideoFeatures} -> {id: float32 [n_frames]}
+def score_videos(model, videos, whole=False):     # {id: VideoFeatures} -> {id: float64 [n_frames]}
     "Anomaly score of every frame of every video."
     return {id: features.to_frames(score_video(model, features, whole)) for id, features in videos.items()}

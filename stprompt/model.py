@@ -7,7 +7,7 @@ __all__ = ['SPATIAL', 'CARD', 'ModelError', 'STPromptOptions', 'check_options', 
            'Detector', 'check', 'stored', 'probabilities', 'scores', 'identity_key', 'check_clip', 'embed',
            'store_text', 'write', 'read_weights', 'card_text', 'STPrompt', 'check_folder']
 
-# %% ../nbs/13_model.ipynb #c003
+# %% ../nbs/13_model.ipynb #c004
 import json, os, tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from .adapter import AdapterOptions, TemporalAdapter
 from .losses import BRANCHES
 from .prompts import LabelPrompts
 
-# %% ../nbs/13_model.ipynb #c006
+# %% ../nbs/13_model.ipynb #c007
 class ModelError(ValueError):
     "A model that cannot be built, loaded or used as asked."
 
@@ -54,7 +54,7 @@ class STPromptOptions:
     @property
     def texts(self): return tuple(text for _, text in self.classes)
 
-# %% ../nbs/13_model.ipynb #c007
+# %% ../nbs/13_model.ipynb #c008
 def check_options(o):
     "Every value of STPromptOptions. Raises ModelError."
     if len(o.classes) < 2 or len(set(o.labels)) < len(o.classes): raise ModelError(f"classes: expected the normal class and at least one other, all different, found {list(o.labels)}")
@@ -76,7 +76,7 @@ def read_options(values):
     if unknown: raise ModelError(f"config.json: option {sorted(unknown)[0]!r} is unknown to this version of stprompt; install the version that wrote it")
     return STPromptOptions(**values)
 
-# %% ../nbs/13_model.ipynb #c010
+# %% ../nbs/13_model.ipynb #c011
 @dataclass(frozen=True)
 class Output:
     "What the detector says of a batch; padded positions mean nothing."
@@ -109,7 +109,7 @@ class Detector(nn.Module):
         classes = F.normalize(frame + x_ta, dim=-1) @ F.normalize(text, dim=-1).T         # M, eq. 5
         return Output(anomaly, classes, text)
 
-# %% ../nbs/13_model.ipynb #c011
+# %% ../nbs/13_model.ipynb #c012
 def check(self, frame, spatial):
     "Features of the right kind, normalised if asked. Raises ModelError."
     o = self.options
@@ -134,7 +134,7 @@ def scores(self, output):            # -> float [B, T] in [0, 1]
 
 for function in (check, stored, probabilities, scores): setattr(Detector, function.__name__, function)
 
-# %% ../nbs/13_model.ipynb #c013
+# %% ../nbs/13_model.ipynb #c014
 def identity_key(identity):
     "What makes a CLIP that CLIP: its tensors' checksum, else its name and weights."
     return identity.get("sha256") or (identity.get("name"), identity.get("weights"))
@@ -160,7 +160,7 @@ def store_text(self, clip):
 
 for function in (check_clip, embed, store_text): setattr(Detector, function.__name__, function)
 
-# %% ../nbs/13_model.ipynb #c021
+# %% ../nbs/13_model.ipynb #c022
 def write(path, data):
     "Bytes or text under its name only when complete."
     path = Path(path)
@@ -183,7 +183,7 @@ def read_weights(model, path):
             raise ModelError(f"{path}: weight {name!r} has the shape {list(found[name].shape)}, config.json asks for {list(wanted[name].shape)}; they belong to different models")
     model.load_state_dict(found)
 
-# %% ../nbs/13_model.ipynb #c022
+# %% ../nbs/13_model.ipynb #c023
 CARD = """---
 library_name: stprompt
 license: apache-2.0
@@ -224,7 +224,7 @@ def card_text(options, metrics=None, folder="this folder"):
     return CARD.format(clip=f"{clip.get('name', 'none yet')} / {clip.get('weights', '')}, sha256 {str(clip.get('sha256'))[:12]}", classes=", ".join(o.labels), adapter=o.adapter,
                        sigma=o.sigma, spatial=o.spatial, metrics=rows, folder=folder)
 
-# %% ../nbs/13_model.ipynb #c023
+# %% ../nbs/13_model.ipynb #c024
 class STPrompt(Detector, PyTorchModelHubMixin):
     "The detector with its checkpoints: STPrompt(STPromptOptions(...))."
 
@@ -248,7 +248,7 @@ class STPrompt(Detector, PyTorchModelHubMixin):
         check_folder(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-# %% ../nbs/13_model.ipynb #c024
+# %% ../nbs/13_model.ipynb #c025
 def check_folder(path):
     "A folder with both files, or something that may be a hub repository. Raises ModelError."
     folder = Path(path)
