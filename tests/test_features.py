@@ -1,0 +1,313 @@
+"""Extraction and the feature store: chunks, kills, bad videos, damaged files, mixed settings, names that leave the root, and the command line."""
+import dataclasses, os, shutil, signal, subprocess, sys, threading, time
+from pathlib import Path
+import numpy as np
+import pytest, torch
+from hypothesis import given, settings as options, strategies as st
+from safetensors.torch import load_file, save_file
+from stprompt import features as module
+from stprompt.clip import FrozenCLIP, mini_config
+from stprompt.datasets import DatasetError, VideoItem
+from stprompt.features import FeatureError, FeatureSettings, FeatureStore, VideoFeatures, ahead, extract, extract_video, main, shard, vadclip_features
+from stprompt.motion import aggregate, motion_prior
+from stprompt.video import VideoError, probe, read_all, write_video
+
+torch.set_num_threads(1)
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+def film(path, n=22, size=(64, 96), **more):
+    noise = np.random.default_rng(n).integers(60, 110, (*size, 3), np.uint8)
+    def paint(t): image = noise.copy(); image[20:40, (3 * t) % 60:(3 * t) % 60 + 20] = (230, 120, 40); return image
+    return write_video(path, (paint(t) for t in range(n)), 25, **more)
+
+@pytest.fixture(scope="module")
+def clip(): return FrozenCLIP.from_config(mini_config())
+
+@pytest.fixture(scope="module")
+def settings(clip): return FeatureSettings(clip.identity, stride=4)
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory): return film(tmp_path_factory.mktemp("films") / "a.mp4", 42)
+
+def some(T=3, D=4, seed=0, **more):
+    "Features of a video that never was."
+    r = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return VideoFeatures(**{**dict(frame=r(T, D), frame_index=np.arange(T) * 4, time=np.arange(T) * .16, n_frames=4 * T - 1, fps=25., size=(48, 64), aggregates={"sa2": r(T, D), "average": r(T, D)}, motion=r(T, 2, 2).abs()), **more})
+
+def same(a, b, atol=2e-3):
+    "Two VideoFeatures hold the same."
+    tensors = lambda f: {"frame": f.frame, "motion": f.motion, **f.aggregates}
+    assert tensors(a).keys() == tensors(b).keys() and (a.n_frames, a.fps, a.size) == (b.n_frames, b.fps, b.size) and np.array_equal(a.frame_index, b.frame_index) and np.array_equal(a.time, b.time)
+    for name, tensor in tensors(a).items(): assert torch.allclose(tensor, tensors(b)[name], atol=atol), name
+    return True
+
+
+# ---- extraction --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("mode, window, window_stride", [("token", 32, 32), ("token", 80, 48), ("crop", 112, 112)])
+def test_extraction_is_the_definition(clip, video, mode, window, window_stride):
+    "All frames at once through the rooms 03 and 04, against the chunked, threaded, streamed way; for any chunk."
+    s = FeatureSettings(clip.identity, stride=5, window=window, window_stride=window_stride, mode=mode, k=4, patches=True)
+    all_at_once = read_all(video, stride=5)
+    patches = clip.windows(all_at_once.images, window, window_stride, mode)
+    mo = motion_prior(patches)
+    for chunk in (2, 64):
+        f = extract_video(video, clip, s, chunk)
+        assert torch.allclose(f.frame, clip.frames(all_at_once.images), atol=1e-4) and torch.allclose(f.patches, patches, atol=1e-4) and torch.allclose(f.motion, mo, atol=1e-3)
+        assert f.aggregates.keys() == {"average", "attention", "selection_average", "sa2"}
+        for row, got in f.aggregates.items(): assert torch.allclose(got, aggregate(patches, mo, 4, row), atol=1e-3), row
+        assert f.n_frames == 42 and f.frame_index.tolist() == list(range(0, 42, 5)) and np.allclose(f.time, f.frame_index / 25, atol=1e-6) and f.size == (64, 96) and f.fps == pytest.approx(25)
+
+def test_every_frame_gets_a_score(clip, tmp_path):
+    for n in (1, 2, 4, 5, 9):
+        f = extract_video(film(tmp_path / f"{n}.mp4", n), clip, FeatureSettings(clip.identity, stride=4))
+        scores = f.to_frames(np.arange(len(f.frame)) * 1.)
+        assert f.n_frames == n and scores.tolist() == [i // 4 for i in range(n)]
+
+@options(max_examples=60, deadline=None)
+@given(n=st.integers(1, 200), stride=st.integers(1, 20), classes=st.integers(0, 3))
+def test_back_to_frames(n, stride, classes):
+    index = np.arange(0, n, stride); T = len(index)
+    f = VideoFeatures(torch.zeros(T, 2), index, index / 25, n, 25., (4, 4))
+    scores = np.random.default_rng(n).random((T, classes) if classes else T)
+    assert np.array_equal(f.to_frames(scores), scores[np.arange(n) // stride])
+    with pytest.raises(FeatureError, match="score every feature once"): f.to_frames(scores[:-1])
+
+def test_an_image_folder_and_odd_sizes(clip, settings, tmp_path):
+    import cv2
+    (tmp_path / "frames").mkdir()
+    for n in range(6): cv2.imwrite(str(tmp_path / "frames" / f"{n:03d}.png"), np.full((31, 47, 3), 40 * n, np.uint8))
+    f = extract_video(tmp_path / "frames", clip, settings)
+    assert f.n_frames == 6 and f.size == (31, 47) and f.frame.shape == (2, 128)
+    assert extract_video(film(tmp_path / "odd.mp4", 5, (33, 47)), clip, settings).n_frames == 5
+
+def test_a_variable_frame_rate_keeps_its_times(clip, settings, tmp_path):
+    times = np.cumsum([0, *([.04] * 7), *([.2] * 4)])
+    f = extract_video(film(tmp_path / "v.mkv", 12, times=times), clip, settings)
+    assert np.allclose(f.time, times[::4], atol=2e-3) and f.to_frames([1, 2, 3]).tolist() == [1] * 4 + [2] * 4 + [3] * 4
+
+def test_the_backbone_may_fail_without_hanging(clip, settings, video, monkeypatch):
+    "An error while encoding ends the decoding thread too."
+    started = threading.active_count()
+    monkeypatch.setattr(FrozenCLIP, "encode", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"): extract_video(video, clip, settings, chunk=1)
+    end = time.time() + 5
+    while threading.active_count() > started and time.time() < end: time.sleep(.02)
+    assert threading.active_count() <= started
+
+def test_ahead_is_bounded_and_stops():
+    made = []
+    def items():
+        for n in range(1000): made.append(n); yield n
+    running = ahead(items(), 2)
+    assert next(running) == 0
+    time.sleep(.3); assert len(made) <= 5                                            # 1 taken, 2 in the box, 1 in hand
+    running.close(); time.sleep(.3); assert len(made) <= 5                           # nobody listens: no more is made
+    assert list(ahead(iter(range(50)))) == list(range(50))
+    def broken(): yield 1; raise VideoError("damaged here")
+    with pytest.raises(VideoError, match="damaged here"): list(ahead(broken()))
+
+
+# ---- the store ---------------------------------------------------------------------------------------------------
+def test_what_is_saved_comes_back(settings, tmp_path):
+    store, f = FeatureStore(tmp_path, settings), some(5, patches=torch.ones(5, 2, 2, 4))
+    store.save("Fighting/a b.c-é", f)
+    back = store.load("Fighting/a b.c-é")
+    assert same(f, back) and torch.equal(back.patches, f.patches) and back.frame.dtype == torch.float32 and store.has("Fighting/a b.c-é") and not store.has("b")
+    on_disk = load_file(store.path("Fighting/a b.c-é"))
+    assert on_disk["frame"].dtype == torch.float16 and on_disk["frame_index"].dtype == torch.int64 and on_disk["time"].dtype == torch.float64
+    assert torch.equal(back.spatial("sa2"), back.aggregates["sa2"]) and back.spatial("none") is None
+    with pytest.raises(FeatureError, match="these features hold .*extract again"): back.spatial("attention")
+
+@options(max_examples=30, deadline=None)
+@given(part=st.floats(0, 1, exclude_max=True), flip=st.booleans())
+def test_a_damaged_file_is_said_so_and_made_again(part, flip, tmp_path_factory):
+    store = FeatureStore(tmp_path_factory.mktemp("store"), FeatureSettings({"name": "x"}))
+    store.save("a", some()); path = store.path("a"); data = path.read_bytes(); cut = int(part * len(data))
+    path.write_bytes(data[:cut] if not flip else data[:min(cut, 60)] + b"\xff" + data[min(cut, 60) + 1:])       # cut short, or a byte of the header
+    assert not store.has("a")
+    with pytest.raises(FeatureError, match="a.safetensors: cut short or not a feature file .*extract again"): store.load("a")
+    store.save("a", some()); assert store.has("a")
+
+def test_tensors_that_do_not_belong_together(settings, tmp_path):
+    store = FeatureStore(tmp_path, settings); store.save("a", some())
+    tensors = load_file(store.path("a"))
+    from safetensors import safe_open
+    with safe_open(store.path("a"), "pt") as file: meta = file.metadata()
+    save_file({**tensors, "frame": tensors["frame"][:-1].contiguous()}, store.path("a"), meta)
+    assert not store.has("a")
+    save_file(tensors, store.path("a"))                                             # another tool's file: no header
+    with pytest.raises(FeatureError, match="not a feature file"): store.load("a")
+    with pytest.raises(FeatureError, match="3 sampled frames, but time holds 2"): some(time=np.arange(2.))
+
+@pytest.mark.parametrize("change", [dict(stride=8), dict(window=48, window_stride=48), dict(mode="crop"), dict(k=3), dict(clip={"name": "other"}), dict(patches=True)], ids=str)
+def test_settings_do_not_mix(settings, tmp_path, change):
+    store, other = FeatureStore(tmp_path / "s", settings), dataclasses.replace(settings, **change)
+    store.save("a", some())
+    assert other.hash != settings.hash
+    with pytest.raises(FeatureError, match=f"made with {next(iter(change)) if 'window' not in change else 'window'}"): FeatureStore(tmp_path / "s", other)
+    elsewhere = FeatureStore(tmp_path / "t", other)
+    shutil.copy(store.path("a"), elsewhere.path("a"))                                # a file carried over by hand
+    assert not elsewhere.has("a")
+    with pytest.raises(FeatureError, match="other settings"): elsewhere.load("a")
+    assert FeatureStore(tmp_path / "s", settings).has("a")
+
+def test_the_wrong_backbone_writes_nothing(clip, settings, tmp_path, video):
+    store = FeatureStore(tmp_path, settings)
+    with pytest.raises(FeatureError, match="not of this backbone"): extract([VideoItem("a", video)], FrozenCLIP.from_config(mini_config(), 1), store, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["settings.json"]
+
+@pytest.mark.parametrize("id", ["../a", "a/../../b", "/etc/passwd", "x\0y"])
+def test_names_that_leave_the_store(settings, tmp_path, id):
+    store = FeatureStore(tmp_path / "store", settings)
+    for call in (lambda: store.path(id), lambda: store.save(id, some()), lambda: store.load(id)):
+        with pytest.raises(FeatureError, match="would lie outside"): call()
+    assert not store.has(id) and sorted(p.name for p in tmp_path.rglob("*")) == ["settings.json", "store"]
+    if id != "x\0y":
+        with pytest.raises(DatasetError, match="cannot leave its root"): VideoItem(id, "a.mp4")
+
+def test_a_link_out_of_the_store_is_not_followed(settings, tmp_path):
+    store = FeatureStore(tmp_path / "store", settings); (tmp_path / "out").mkdir()
+    (tmp_path / "store" / "door").symlink_to(tmp_path / "out")
+    with pytest.raises(FeatureError, match="would lie outside"): store.save("door/a", some())
+    assert not list((tmp_path / "out").iterdir())
+
+@pytest.mark.parametrize("what", ["frame", "motion", "sa2"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e6])                        # 1e6 is infinite in half precision
+def test_numbers_that_are_none_are_not_stored(settings, tmp_path, what, value):
+    f, store = some(), FeatureStore(tmp_path, settings)
+    (f.aggregates["sa2"] if what == "sa2" else getattr(f, what))[1, 0] = value
+    with pytest.raises(FeatureError, match=f"{what} holds NaN or infinity, nothing was stored"): store.save("a", f)
+    assert [p.name for p in tmp_path.rglob("*")] == ["settings.json"]
+
+def test_a_store_without_its_note_or_place(settings, tmp_path):
+    store = FeatureStore(tmp_path / "s", settings); note = tmp_path / "s" / "settings.json"
+    for text in ("", '{"stride": 4', "[1]", "7"):
+        note.write_text(text)
+        with pytest.raises(FeatureError, match="settings.json: cut short"): FeatureStore(tmp_path / "s", settings)
+    note.unlink(); assert FeatureStore(tmp_path / "s", settings).root == store.root
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FeatureError, match="no folder for features"): FeatureStore(tmp_path / "file", settings)
+
+@pytest.mark.parametrize("wrong", [dict(stride=0), dict(stride=2.5), dict(k=True), dict(window=-3), dict(window_stride=0), dict(mode="dense")], ids=str)
+def test_settings_out_of_range(wrong):
+    name = next(iter(wrong))
+    with pytest.raises(FeatureError, match=f"^{name}="): FeatureSettings({"name": "x"}, **wrong)
+
+def test_a_failed_write_leaves_the_old_file(settings, tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path, settings); store.save("a", some(seed=1)); old = store.path("a").read_bytes()
+    def full(path, data): path.open("wb").write(data[:99]); raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError): store.save("a", some(seed=2))
+    assert store.path("a").read_bytes() == old and not list(tmp_path.glob(".*"))
+
+
+# ---- many videos -------------------------------------------------------------------------------------------------
+def bad_videos(folder):
+    "One of each kind of bad video, by name."
+    whole = film(folder / "whole.mp4").read_bytes()
+    files = {"empty.mp4": b"", "text.mp4": b"this is not a video", "cut.mp4": whole[:len(whole) // 2], "sound.wav": b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\0\0\0\0"}
+    for name, data in files.items(): (folder / name).write_bytes(data)
+    (folder / "nothing").mkdir()
+    return [VideoItem(name, folder / name) for name in (*files, "nothing", "missing.mp4")]
+
+def test_bad_videos_are_written_down_and_the_rest_goes_on(clip, settings, tmp_path):
+    (tmp_path / "films").mkdir()
+    bad, good = bad_videos(tmp_path / "films"), [VideoItem("good", film(tmp_path / "films" / "good.mp4")), VideoItem("one", film(tmp_path / "films" / "one.mp4", 1))]
+    store = FeatureStore(tmp_path / "store", settings)
+    summary = extract([bad[0], good[0], *bad[1:], good[1]], clip, store, progress=False)
+    assert summary.done == ["good", "one"] and [id for id, _ in summary.failed] == [i.id for i in bad]
+    for item, (_, reason) in zip(bad, summary.failed): assert item.source.name in reason and len(reason.splitlines()) == 1 and reason in repr(summary)
+    assert sorted(p.name for p in (tmp_path / "store").rglob("*")) == ["good.safetensors", "one.safetensors", "settings.json"]
+    assert store.load("one").motion.max() == 0 and store.load("one").n_frames == 1
+    film(tmp_path / "films" / "cut.mp4")                                              # copied again
+    again = extract([*bad, *good], clip, store, progress=False)
+    assert again.done == ["cut.mp4"] and again.skipped == ["good", "one"] and len(again.failed) == len(bad) - 1
+
+def test_one_file_cut_short_is_made_again(clip, settings, tmp_path, video):
+    items, store = [VideoItem(n, video) for n in "abc"], FeatureStore(tmp_path, settings)
+    extract(items, clip, store, progress=False)
+    first = store.path("b").read_bytes(); store.path("b").write_bytes(first[:100])
+    again = extract(items, clip, store, progress=False)
+    assert again.done == ["b"] and again.skipped == ["a", "c"] and store.path("b").read_bytes() == first
+
+JOB = """
+import sys, torch; torch.set_num_threads(1)
+from pathlib import Path
+from stprompt import features
+from stprompt.clip import FrozenCLIP, mini_config
+from stprompt.datasets import VideoItem
+films, root = Path(sys.argv[1]), sys.argv[2]
+clip = FrozenCLIP.from_config(mini_config())
+store = features.FeatureStore(root, features.FeatureSettings(clip.identity, stride=4))
+right = features.move_into_place
+def wait(part, path):                               # stop for ever between a written file and its place
+    if path.name == "c.safetensors": print("here", flush=True); sys.stdin.read()
+    right(part, path)
+features.move_into_place = wait
+features.extract([VideoItem(p.stem, p) for p in sorted(films.glob("*.mp4"))], clip, store, progress=False)
+"""
+
+def test_killed_in_the_middle_and_resumed(clip, settings, tmp_path):
+    "kill -9 at the worst moment; the next run finishes, and every file is the one an undisturbed run makes."
+    (tmp_path / "films").mkdir()
+    for n, name in enumerate("abcde"): film(tmp_path / "films" / f"{name}.mp4", 12 + n)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.Popen([sys.executable, "-c", JOB, str(tmp_path / "films"), str(tmp_path / "store")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert killed.stdout.readline() == b"here\n"
+    killed.send_signal(signal.SIGKILL); killed.communicate()
+    names = lambda root: sorted(p.name for p in (tmp_path / root).glob("*.safetensors"))
+    assert names("store") == ["a.safetensors", "b.safetensors"]
+    halves = list((tmp_path / "store").glob(".*.part")); assert len(halves) == 1
+    os.utime(halves[0], (time.time() - 7200,) * 2)                                     # two hours later
+    items = [VideoItem(p.stem, p) for p in sorted((tmp_path / "films").glob("*.mp4"))]
+    resumed, undisturbed = (extract(items, clip, FeatureStore(tmp_path / root, settings), progress=False) for root in ("store", "undisturbed"))
+    assert resumed.skipped == ["a", "b"] and resumed.done == ["c", "d", "e"] and len(undisturbed.done) == 5
+    assert names("store") == names("undisturbed") == [f"{n}.safetensors" for n in "abcde"]
+    for name in (*names("store"), "settings.json"): assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert not list((tmp_path / "store").glob(".*"))                                   # the half is gone too
+
+def test_shards_fill_one_store(clip, settings, tmp_path, video):
+    items = [VideoItem(n, video) for n in "abcde"]
+    for i in range(2): extract(shard(items, f"{i}/2"), clip, FeatureStore(tmp_path, settings), progress=False)
+    assert sorted(p.stem for p in tmp_path.glob("*.safetensors")) == list("abcde")
+    for wrong in ("2/2", "-1/2", "1", "a/b", "1/0", "0/1/2", ""):
+        with pytest.raises(FeatureError, match="expected i/n"): shard(items, wrong)
+
+
+# ---- released features and the command line ----------------------------------------------------------------------
+def test_released_features(tmp_path):
+    path = tmp_path / "Abuse001_x264__0.npy"
+    np.save(path, np.random.default_rng(0).random((7, 512)).astype(np.float16))
+    f = vadclip_features(path)
+    assert f.frame.shape == (7, 512) and f.frame.dtype == torch.float32 and f.n_frames == 112 and f.to_frames(np.arange(7)).tolist() == [i // 16 for i in range(112)]
+    with pytest.raises(FeatureError, match="no window aggregates"): f.spatial("sa2")
+    data = path.read_bytes()
+    for wrong in (data[:200], b"", b"text"):
+        path.write_bytes(wrong)
+        with pytest.raises(FeatureError, match="Abuse001"): vadclip_features(path)
+    for wrong in (np.zeros(7), np.zeros((2, 3, 4)), np.array([["a", "b"]]), np.full((2, 4), np.nan), np.array([[1, 2]])):
+        np.save(path, wrong)
+        with pytest.raises(FeatureError, match=r"expected finite features \[T, D\]"): vadclip_features(path)
+    np.save(path, np.array([{"a": print}], object), allow_pickle=True)
+    with pytest.raises(FeatureError, match="plain numbers"): vadclip_features(path)
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(FrozenCLIP, "load", classmethod(lambda cls, *a: cls.from_config(mini_config())))
+    for name in ("fight/a", "fight/b", "normal/a", "normal/b"): film(tmp_path / "root" / f"{name}.mp4", 6)
+    call = lambda *more: main(["--root", str(tmp_path / "root"), "--store", str(tmp_path / "store"), *more])
+    assert call() == 0 and "4 videos extracted" in capsys.readouterr().out and call() == 0 and "4 found" in capsys.readouterr().out
+    assert call("--stride", "8") == 2 and "made with stride=4, not 8" in capsys.readouterr().err
+    (tmp_path / "root" / "fight" / "c.mp4").write_bytes(b"no")
+    assert call() == 1 and "fight/c" in capsys.readouterr().out
+    assert call("--shard", "4/4") == 2 and "expected i/n" in capsys.readouterr().err
+    assert main(["--root", str(tmp_path / "nowhere"), "--store", str(tmp_path / "store")]) == 2 and "no such folder" in capsys.readouterr().err
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real clips are not here (../shared/data)")
+def test_real_clips(clip, settings, tmp_path):
+    clips = sorted((SHARED / "surv_fight").rglob("*.mp4"))[:2]
+    items = [VideoItem(f"clip{n}", p) for n, p in enumerate(clips)] + [VideoItem("ped2", next(p for p in sorted((SHARED / "ucsd_ped2").rglob("*")) if p.is_dir() and len(list(p.glob("*.jpg")) + list(p.glob("*.tif")) + list(p.glob("*.png"))) > 20))]
+    store = FeatureStore(tmp_path, dataclasses.replace(settings, stride=16))
+    assert len(extract(items, clip, store, progress=False).done) == len(items)
+    for item in items:
+        f = store.load(item.id)
+        assert f.n_frames == probe(item.source).n_frames == len(f.to_frames(np.zeros(len(f.frame)))) and len(f.frame) == -(-f.n_frames // 16) and f.motion.max() > 0
