@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LearnerError', 'LearnerOptions', 'shrink', 'Example', 'example', 'prepare', 'collate', 'stream', 'epoch_batches',
            'History', 'weights', 'use', 'record', 'fingerprint', 'save_checkpoint', 'load_checkpoint', 'Training',
-           'blame', 'epoch', 'save', 'resume', 'interrupt', 'fit', 'outputs', 'score_video', 'class_scores',
-           'score_videos']
+           'step', 'mean', 'blame', 'epoch', 'save', 'resume', 'interrupt', 'fit', 'outputs', 'score_video',
+           'class_scores', 'score_videos']
 
 # %% ../nbs/14_learner.ipynb #c004
 import json, os, tempfile, time
@@ -198,20 +198,23 @@ class Training:
         output = self.model(frame, spatial, lengths, self.model.embed(self.clip).to(self.device))
         return total_loss(output, targets, lengths, o.alpha, o.beta, self.model.options.tau, self.model.options.branches)
 
-    def step(self, index, where):     # -> {name: loss}
-        "One batch. Raises LearnerError where loss or gradient is not finite."
-        loss, parameters = self.loss(index), list(self.model.parameters())
-        self.optimizer.zero_grad(); loss.total.backward()
-        values = self.mean(torch.tensor(list(loss.items().values()), device=self.device))
-        for p in parameters: p.grad = None if p.grad is None else self.mean(p.grad)
-        norm = clip_grad_norm_(parameters, float("inf"))                                     # measures, clips nothing
-        if not (values.isfinite().all() and norm.isfinite()): raise LearnerError(self.blame(index, where, values[0].item(), norm.item()))
-        self.optimizer.step()
-        return dict(zip(loss.items(), values.tolist()))
-
-    def mean(self, x): return reduce(x, "mean") if self.state.num_processes > 1 else x
-
 # %% ../nbs/14_learner.ipynb #c028
+def step(self, index, where):     # -> {name: loss}
+    "One batch. Raises LearnerError where loss or gradient is not finite."
+    loss, parameters = self.loss(index), list(self.model.parameters())
+    self.optimizer.zero_grad(); loss.total.backward()
+    values = self.mean(torch.tensor(list(loss.items().values()), device=self.device))
+    for p in parameters: p.grad = None if p.grad is None else self.mean(p.grad)
+    norm = clip_grad_norm_(parameters, float("inf"))                                     # measures, clips nothing
+    if not (values.isfinite().all() and norm.isfinite()): raise LearnerError(self.blame(index, where, values[0].item(), norm.item()))
+    self.optimizer.step()
+    return dict(zip(loss.items(), values.tolist()))
+
+def mean(self, x): return reduce(x, "mean") if self.state.num_processes > 1 else x
+
+for function in (step, mean): setattr(Training, function.__name__, function)
+
+# %% ../nbs/14_learner.ipynb #c029
 def blame(self, index, where, loss, norm):     # -> str
     "Why a step is not finite: which videos, and what to do."
     batch = [self.examples[i] for i in dict.fromkeys(index.tolist())]
@@ -231,7 +234,7 @@ def epoch(self, number):     # -> {name: mean loss}
 
 for function in (blame, epoch): setattr(Training, function.__name__, function)
 
-# %% ../nbs/14_learner.ipynb #c030
+# %% ../nbs/14_learner.ipynb #c031
 def save(self, path):
     "This run's checkpoint, by the first process."
     if path is None or not self.state.is_main_process: return
@@ -256,7 +259,7 @@ def interrupt(self):
 
 for function in (save, resume, interrupt): setattr(Training, function.__name__, function)
 
-# %% ../nbs/14_learner.ipynb #c031
+# %% ../nbs/14_learner.ipynb #c032
 def fit(
     model,             # an STPrompt; holds the last epoch's weights afterwards
     clip,              # its FrozenCLIP, for the label prompts
@@ -280,7 +283,7 @@ def fit(
     except KeyboardInterrupt: run.interrupt()
     return run.history
 
-# %% ../nbs/14_learner.ipynb #c033
+# %% ../nbs/14_learner.ipynb #c034
 @torch.inference_mode()
 def outputs(model, features, pick, whole=False, chunk=256):     # -> float64 [T, ...]
     "pick(output) of a model on one video, in chunks or as a whole; numpy."

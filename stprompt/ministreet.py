@@ -598,7 +598,7 @@ def lookalike_actors(draw: Draw, kind: str, where: tuple, seconds: float) -> lis
     if kind == "hugging": return act_people(draw, Hug(x, y, h, *looks, draw.between(0, 3)), where, (-.13, .13), start, stop, looks)
     return act_people(draw, Person(kind, x, y, h, draw.pick((-1e-6, 1e-6)), looks[0], draw.between(0, 3)), where, (0.,), start, stop, looks)
 
-# %% ../nbs/02_ministreet.ipynb #c045
+# %% ../nbs/02_ministreet.ipynb #c047
 SIZES = {"small": {"train": 64, "validation": 16, "test": 24, "seconds": (4., 7.)},
          "full": {"train": 160, "validation": 40, "test": 100, "seconds": (4., 20.)}}
 
@@ -608,7 +608,7 @@ def pick_scene(draw: Draw, label: str, split: str) -> tuple:
         key = f"{split} {draw.integer(0, SCENES[split] - 1)}"
         if make_scene(key).outdoor or label not in OUTDOOR_ONLY: return key, make_scene(key)
 
-# %% ../nbs/02_ministreet.ipynb #c046
+# %% ../nbs/02_ministreet.ipynb #c048
 def draw_plan(draw: Draw, id: str, label: str, split: str, seconds: tuple) -> Plan:
     "One candidate."
     long = seconds[0] + (seconds[1] - seconds[0]) * draw.random() ** 1.5
@@ -627,7 +627,7 @@ def draw_plan(draw: Draw, id: str, label: str, split: str, seconds: tuple) -> Pl
     light = (draw.between(0, .06), draw.between(2, 9), draw.pick((0., 0., 0., .12, -.12)), draw.between(0, n / FPS))
     return Plan(id, label, key, night, n, start if anomalous else 0, start + length if anomalous else 0, tuple(actors), pole, draw.between(2.5, 6.5), light)
 
-# %% ../nbs/02_ministreet.ipynb #c047
+# %% ../nbs/02_ministreet.ipynb #c049
 def make_id(split: str, index: int) -> str:
     "Class_split_index: even indices are normal, the odd ones go through the anomalies in turn."
     return f"{NORMAL if index % 2 == 0 else tuple(ANOMALIES)[(index // 2) % len(ANOMALIES)]}_{split}_{index:03d}"
@@ -652,7 +652,7 @@ def hull(mask: np.ndarray):
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return None if not len(ys) else (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
 
-# %% ../nbs/02_ministreet.ipynb #c049
+# %% ../nbs/02_ministreet.ipynb #c051
 SHINING = np.isin(np.arange(256), [INDEX["Fire"], INDEX["Explosion"]])       # concepts that night does not darken
 
 def draw_frame(plan: Plan, scene: Scene, i: int) -> Canvas:
@@ -673,7 +673,7 @@ def camera(canvas: Canvas, plan: Plan, i: int, noise: np.ndarray) -> np.ndarray:
     shifted = np.roll(noise, ((i * 37) % HEIGHT, (i * 91) % WIDTH), (0, 1))
     return np.clip(image + plan.noise * shifted, 0, 255).astype(np.uint8)
 
-# %% ../nbs/02_ministreet.ipynb #c050
+# %% ../nbs/02_ministreet.ipynb #c052
 def frames(plan: Plan, indices=None):
     "Yields (picture uint8 [240, 320, 3], labels uint8 [240, 320]) of these frames, by default all."
     scene, noise = make_scene(plan.scene), np.random.default_rng(len(plan.id) + plan.n_frames).standard_normal((HEIGHT, WIDTH, 1)).astype(np.float32)
@@ -687,7 +687,7 @@ def truth_masks(plan: Plan, indices=None):
     for i in range(plan.start, plan.stop) if indices is None else indices:
         yield draw_frame(plan, blank, i).labels == INDEX[plan.label]
 
-# %% ../nbs/02_ministreet.ipynb #c053
+# %% ../nbs/02_ministreet.ipynb #c055
 def truth_arrays(plan: Plan) -> dict:
     "start, stop, n_frames, and the masks of [start, stop) as packed bits uint8 [n, 240 * 320 / 8]."
     masks = np.stack([*truth_masks(plan)]) if plan.stop > plan.start else np.zeros((0, HEIGHT, WIDTH), bool)
@@ -710,7 +710,7 @@ def render(folder: str, split: str, index: int, size: str) -> tuple:
         np.savez_compressed(part, **arrays); os.replace(part, truth)
     with np.load(truth, allow_pickle=False) as stored: return plan.id, digest(stored)
 
-# %% ../nbs/02_ministreet.ipynb #c054
+# %% ../nbs/02_ministreet.ipynb #c056
 def indices(size: str) -> list:
     "(split of the plan, index, list of the benchmark) of every video of this size; validation videos are training videos."
     n = SIZES[size]
@@ -725,7 +725,7 @@ def truth_sha256(digests: dict) -> str:
     "One checksum for a whole size: {id: digest} in order of id."
     return hashlib.sha256("".join(f"{k} {digests[k]}\n" for k in sorted(digests)).encode()).hexdigest()
 
-# %% ../nbs/02_ministreet.ipynb #c055
+# %% ../nbs/02_ministreet.ipynb #c057
 def render_all(folder: Path, size: str, progress: bool = True) -> dict:
     "Renders every missing video with all cores; {id: digest}."
     from concurrent.futures import ProcessPoolExecutor
@@ -736,7 +736,7 @@ def render_all(folder: Path, size: str, progress: bool = True) -> dict:
         done = pool.map(render, *zip(*jobs))
         return dict(tqdm(done, f"MiniStreet {size}", len(jobs), disable=not progress))
 
-# %% ../nbs/02_ministreet.ipynb #c056
+# %% ../nbs/02_ministreet.ipynb #c058
 def load_truth(folder: Path, id: str) -> GroundTruth:
     "The stored truth of one video: frame mask, boxes, pixel masks."
     with np.load(folder / "truth" / f"{id}.npz", allow_pickle=False) as stored:

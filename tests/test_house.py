@@ -195,10 +195,14 @@ def test_version():
 
 IMPORT_ALL = """
 import sys, importlib
+from importlib.machinery import ModuleSpec
 blocked = set(sys.argv[1].split(","))
 class Wall:
+    "Blocked names can be looked for, as torch does, but not imported."
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in blocked: raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.split(".")[0] in blocked: return ModuleSpec(name, self)
+    def create_module(self, spec): raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+    def exec_module(self, module): pass
 sys.meta_path.insert(0, Wall())
 for name in sys.argv[2].split(","): importlib.import_module(name)
 """
