@@ -152,6 +152,7 @@ def find_object(draw: Draw, shots: list) -> tuple:
         x, y = (min(SIDE - side, max(0, round((a + b - side) / 2 + draw.between(-.1, .1) * side))) for a, b in ((x1, x2), (y1, y2)))
         if (labels[y:y + side, x:x + side] == concept).mean() >= .06: return side, k, x, y, concept
 
+# %% ../nbs/40_miniclip.ipynb #c015
 def frame_concept(labels: np.ndarray) -> int:
     "What a whole frame is about: its anomaly if 0.4 % show it, else its largest actor from 1 %, else its largest background."
     share = np.bincount(labels.ravel(), minlength=len(CONCEPTS)) / labels.size
@@ -160,7 +161,7 @@ def frame_concept(labels: np.ndarray) -> int:
     actor = N_BACKGROUND + int(share[N_BACKGROUND:].argmax())
     return actor if share[actor] >= .01 else int(share[:N_BACKGROUND].argmax())
 
-# %% ../nbs/40_miniclip.ipynb #c015
+# %% ../nbs/40_miniclip.ipynb #c016
 def patches_of(image: np.ndarray) -> np.ndarray:
     "uint8 [n*16, m*16, 3] to its patches [n*m, 16, 16, 3]."
     n, m = image.shape[0] // PATCH, image.shape[1] // PATCH
@@ -175,7 +176,7 @@ def keep(draw: Draw, patches: np.ndarray, part: float) -> tuple:
     order = sorted(range(len(patches)), key=lambda _: draw.random())[: int(len(patches) * part)]
     return patches[order], np.array(order)
 
-# %% ../nbs/40_miniclip.ipynb #c016
+# %% ../nbs/40_miniclip.ipynb #c017
 def make_batch(seed: int, step: int, plan: BatchPlan = BatchPlan()) -> dict:
     "Step `step`: {'groups': [(patches uint8 [N,n,16,16,3], positions [N,n])], 'captions': [str], 'concepts': [int]}."
     draw = Draw(f"mini clip {seed} {step}")
@@ -195,7 +196,7 @@ def make_batch(seed: int, step: int, plan: BatchPlan = BatchPlan()) -> dict:
     add([keep(draw, patches_of(resize(shots[k][0][y:y + s, x:x + s])), .25) for s, k, x, y, _ in found], [(k, c) for _, k, _, _, c in found])
     return {"groups": groups, "captions": captions, "concepts": concepts}
 
-# %% ../nbs/40_miniclip.ipynb #c021
+# %% ../nbs/40_miniclip.ipynb #c022
 def concept_contrastive(images: torch.Tensor, texts: torch.Tensor, concepts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     "images and texts [N, D] (image i has text i), concepts [N]: the symmetric contrastive loss with one concept's pairs all positive."
     logits = scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T          # [N, N]
@@ -203,7 +204,7 @@ def concept_contrastive(images: torch.Tensor, texts: torch.Tensor, concepts: tor
     target = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-# %% ../nbs/40_miniclip.ipynb #c024
+# %% ../nbs/40_miniclip.ipynb #c025
 def encode_patches(visual, patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     "open_clip's VisionTransformer on patches [N, n, 3, 16, 16] (normalised) at grid positions [N, n]: [N, D]."
     N, n = positions.shape
@@ -225,7 +226,7 @@ def to_tensor(patches, mean, std) -> torch.Tensor:
     x = torch.as_tensor(patches).permute(0, 1, 4, 2, 3).float().div_(255)
     return x.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
 
-# %% ../nbs/40_miniclip.ipynb #c026
+# %% ../nbs/40_miniclip.ipynb #c027
 @dataclass(frozen=True)
 class PretrainOptions:
     "How the mini CLIP is trained."
@@ -244,7 +245,7 @@ def rate(step: int, o: PretrainOptions) -> float:
     "Learning rate as a share of the peak."
     return min((step + 1) / o.warmup, .5 + .5 * math.cos(math.pi * step / o.steps))
 
-# %% ../nbs/40_miniclip.ipynb #c027
+# %% ../nbs/40_miniclip.ipynb #c028
 def step_loss(model, tokenizer, batch: dict, mean, std, device: str) -> torch.Tensor:
     "The contrastive loss of one batch."
     images = [encode_patches(model.visual, to_tensor(p, mean, std).to(device), torch.as_tensor(i).to(device)) for p, i in batch["groups"]]
@@ -254,7 +255,7 @@ def step_loss(model, tokenizer, batch: dict, mean, std, device: str) -> torch.Te
     concepts = torch.as_tensor(batch["concepts"], device=device)
     return concept_contrastive(torch.cat(images).float(), texts.float(), concepts, model.logit_scale.exp().clamp(max=100))
 
-# %% ../nbs/40_miniclip.ipynb #c028
+# %% ../nbs/40_miniclip.ipynb #c029
 def optimizers(model, o: PretrainOptions) -> list:
     "Muon for the matrices of the transformers' blocks, AdamW for the rest. Raises RuntimeError before torch 2.9, which has no Muon."
     if not hasattr(torch.optim, "Muon"): raise RuntimeError(f"pre-training needs torch 2.9 or newer for its Muon optimizer, found {torch.__version__}; upgrade torch")
@@ -266,7 +267,7 @@ def save_state(path: Path, **state):
     "Writes a checkpoint atomically: tensors and numbers only, so that it loads without running code."
     part = path.with_suffix(".part"); torch.save(state, part); os.replace(part, path)
 
-# %% ../nbs/40_miniclip.ipynb #c029
+# %% ../nbs/40_miniclip.ipynb #c030
 class Run:
     "The state of a pre-training run: model, averaged model, optimizer, losses; resumes from its checkpoint."
     def __init__(self, model, options: PretrainOptions, checkpoint=None):
@@ -288,7 +289,7 @@ class Run:
     def save(self):
         if self.checkpoint: save_state(self.checkpoint, seed=self.o.seed, steps=self.o.steps, losses=self.losses, **{n: p.state_dict() for n, p in self.parts().items()})
 
-# %% ../nbs/40_miniclip.ipynb #c030
+# %% ../nbs/40_miniclip.ipynb #c031
 class Batches(torch.utils.data.Dataset):
     "Batches first, first + 1, ... of the run."
     def __init__(self, options: PretrainOptions, first: int, plan: BatchPlan): self.options, self.first, self.plan = options, first, plan
@@ -316,7 +317,7 @@ def pretrain(run: Run, tokenizer, mean, std, report=None, every: int = 50, plan:
             if report: report(run.losses)
     return run.average.module.eval()
 
-# %% ../nbs/40_miniclip.ipynb #c034
+# %% ../nbs/40_miniclip.ipynb #c035
 @torch.no_grad()
 def rescale(model, mean, std, norm: float = 10., seed: int = 1):
     "Scales visual.proj in place so that windows of 32 x 32 have this mean norm."
@@ -327,13 +328,13 @@ def rescale(model, mean, std, norm: float = 10., seed: int = 1):
     features = encode_patches(model.visual, to_tensor(patches, mean, std), torch.as_tensor(np.stack([positions_of(x, y, 2) for _, x, y, _ in found])))
     model.visual.proj.mul_(norm / features.norm(dim=-1).mean())
 
-# %% ../nbs/40_miniclip.ipynb #c036
+# %% ../nbs/40_miniclip.ipynb #c037
 def concept_texts() -> tuple:
     "(sentences, index of the concept that each one names)"
     pairs = [(f"a picture of {words}", INDEX[c]) for c in CONCEPTS for words in PHRASES[c]]
     return [p[0] for p in pairs], np.array([p[1] for p in pairs])
 
-# %% ../nbs/40_miniclip.ipynb #c037
+# %% ../nbs/40_miniclip.ipynb #c038
 def exam_objects(n: int, seed: int = 0) -> tuple:
     "n crops around one thing in unseen scenes, enlarged to uint8 [n, 224, 224, 3], and their concepts; half of them show an anomaly."
     draw = Draw(f"exam objects {seed}")
@@ -343,7 +344,7 @@ def exam_objects(n: int, seed: int = 0) -> tuple:
         if quota[bool(IS_ANOMALY[concept])]: quota[bool(IS_ANOMALY[concept])] -= 1; kept.append((resize(shots[k][0][y:y + side, x:x + side]), concept))
     return np.stack([image for image, _ in kept]), np.array([c for _, c in kept])
 
-# %% ../nbs/40_miniclip.ipynb #c038
+# %% ../nbs/40_miniclip.ipynb #c039
 def exam_windows(n: int, side: int, seed: int = 0) -> tuple:
     "n windows uint8 [n, side, side, 3] of unseen scenes, their corners (x, y) and concepts; half of them show an anomaly."
     draw = Draw(f"exam {seed} {side}")
@@ -364,7 +365,7 @@ def anomaly_auroc(probability: np.ndarray, concepts: np.ndarray) -> float:
     "AUROC of anomaly versus rest."
     return float(roc_auc_score(IS_ANOMALY[concepts], probability[:, IS_ANOMALY].sum(1)))
 
-# %% ../nbs/40_miniclip.ipynb #c041
+# %% ../nbs/40_miniclip.ipynb #c042
 @dataclass(frozen=True)
 class PretrainJob:
     "Every parameter of nbs/pretrain_mini_clip.ipynb."
@@ -383,7 +384,7 @@ class PretrainJob:
         if self.device == "cuda" and not torch.cuda.is_available() or self.device not in ("cpu", "cuda"):
             raise ValueError(f"parameter device={self.device!r}: choose cpu, or cuda on a machine that has it")
 
-# %% ../nbs/40_miniclip.ipynb #c043
+# %% ../nbs/40_miniclip.ipynb #c044
 class PretrainRun:
     "The pre-training of one mini CLIP, from its configuration to its weights."
     def __init__(self, job: PretrainJob):
@@ -412,7 +413,7 @@ def draw_losses(run: PretrainRun):
     figure.savefig(run.out / "losses.png", bbox_inches="tight")
     return figure
 
-# %% ../nbs/40_miniclip.ipynb #c044
+# %% ../nbs/40_miniclip.ipynb #c045
 @torch.no_grad()
 def embed(run: PretrainRun, patches: np.ndarray, positions: np.ndarray) -> torch.Tensor:
     "Features [N, D] of uint8 patches, 32 inputs at a time."
@@ -431,7 +432,7 @@ def exam_of(run: PretrainRun, kind: str) -> tuple:
     if mode == "crop": return embed(run, np.stack([patches_of(resize(c)) for c in cuts]), whole.repeat(len(cuts), 0)), concepts
     return embed(run, np.stack([patches_of(c) for c in cuts]), np.stack([positions_of(x, y, side // PATCH) for x, y in corners])), concepts
 
-# %% ../nbs/40_miniclip.ipynb #c045
+# %% ../nbs/40_miniclip.ipynb #c046
 @torch.no_grad()
 def examine(run: PretrainRun):
     "A table: AUROC of anomaly versus rest and top-1 accuracy, for each kind of window."
@@ -459,7 +460,7 @@ def draw_confusion(run: PretrainRun, kind: str = "objects"):
     figure.savefig(run.out / "confusion.png", bbox_inches="tight")
     return figure
 
-# %% ../nbs/40_miniclip.ipynb #c046
+# %% ../nbs/40_miniclip.ipynb #c047
 def publish(run: PretrainRun):
     "Writes the weights in half precision and metrics.json; returns their size in MB."
     path = run.out / "open_clip_model.safetensors"

@@ -193,7 +193,7 @@ tags: [video-anomaly-detection, weakly-supervised, clip, stprompt, arxiv:2408.05
 # STPrompt detector
 
 Frame-level anomaly scores from frozen CLIP features, trained with video-level labels ([arXiv 2408.05905](https://arxiv.org/abs/2408.05905)). Trained by `stprompt`, an independent
-implementation; not the authors' weights.
+implementation; not the authors' weights. The two branches come from VadCLIP ([arXiv 2308.11681](https://arxiv.org/abs/2308.11681)).
 
 | | |
 |---|---|
@@ -208,6 +208,7 @@ model = STPrompt.from_pretrained("{folder}")
 ```
 """
 
+# %% ../nbs/13_model.ipynb #c024
 CITATION = """
 ```bibtex
 @inproceedings{wu2024weakly,
@@ -219,12 +220,12 @@ CITATION = """
 ```
 """
 
-# %% ../nbs/13_model.ipynb #c024
 def card_text(options, metrics=None, folder="this folder"):
     "The model card, README.md."
     o, clip = options, options.clip or {}
     rows = "".join(f"| {name} | {value} |\n" for name, value in (metrics or {}).items())
-    return CARD.format(clip=f"{clip.get('name', 'none yet')} / {clip.get('weights', '')}, sha256 {str(clip.get('sha256'))[:12]}", classes=", ".join(o.labels), adapter=o.adapter,
+    known = f"{clip.get('name')} / {clip.get('weights')}, sha256 {str(clip.get('sha256'))[:12]}" if clip else "none yet"
+    return CARD.format(clip=known, classes=", ".join(o.labels), adapter=o.adapter,
                        sigma=o.sigma, spatial=o.spatial, metrics=rows, folder=folder) + CITATION
 
 # %% ../nbs/13_model.ipynb #c025
