@@ -44,9 +44,11 @@ export: $(STAMP)    ## notebooks -> stprompt/*.py
 notebooks: export   ## execute the component notebooks again, with their pictures, and clean them
 	$(BIN)/python tests/in_step.py --execute
 
-readme: $(STAMP)    ## README.md from nbs/index.ipynb
+readme: $(STAMP)    ## README.md from nbs/index.ipynb, with the tables of results/
+	env -u MPLBACKEND $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README \
-	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_cell_tags remove-cell
+	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_cell_tags remove-cell --TagRemovePreprocessor.remove_input_tags remove-input
 
 clean:          ## remove what was made, but not .venv and the cache
 	rm -rf out build dist *.egg-info .pytest_cache .hypothesis
