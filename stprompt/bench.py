@@ -86,17 +86,19 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 1024)
 
 def child(box, f, args):
-    "In the child: one thread, the function, its peak."
+    "In the child: one thread, the function, its peak; or what went wrong."
     torch.set_num_threads(1)
-    box.put((f(*args), peak_mb()))
+    try: box.put((f(*args), peak_mb()))
+    except Exception as error: box.put(f"{type(error).__name__}: {error}")
 
 def alone(f, *args) -> tuple:
     "(f(*args), peak MB) of a fresh process. Raises RuntimeError when it dies."
     context = multiprocessing.get_context("spawn")
     box = context.SimpleQueue()
     process = context.Process(target=child, args=(box, f, args)); process.start(); process.join()
-    if process.exitcode: raise RuntimeError(f"{f.__name__}{args}: the measured process ended with {process.exitcode}; see its message above")
-    return box.get()
+    found = f"the process ended with {process.exitcode}" if process.exitcode else box.get()
+    if isinstance(found, str): raise RuntimeError(f"{f.__name__}{args} could not be measured: {found}")
+    return found
 
 def hold(mb: int) -> int:
     "Holds so many MB for a moment."
@@ -139,8 +141,8 @@ def bench_memory(minutes=(1, 10), random: bool = False) -> dict:
         for m in minutes:
             path = Path(folder) / f"{m}.mp4"
             film(path, int(m * 60 * 25)); found.append(alone(extract_alone, str(path), random))
-    (few, a), (many, b) = found
-    return {"what": f"extraction memory: {minutes[1]:g} min / {minutes[0]:g} min", "backbone": "mini", "ratio": f"{b / a:.3f}", "aim": "<= 1.10", "note": f"{a:.0f} MB for {few} and {b:.0f} MB for {many} sampled frames"}
+    (few, a), (many, b), (_, none) = *found, alone(hold, 0)
+    return {"what": f"extraction memory: {minutes[1]:g} min / {minutes[0]:g} min", "backbone": "mini", "ratio": f"{b / a:.3f}", "aim": "<= 1.10", "note": f"{a:.0f} MB for {few} and {b:.0f} MB for {many} sampled frames; {none:.0f} MB of each are imported libraries"}
 
 # %% ../nbs/41_bench.ipynb #c022
 def bench_effect(size: str = "small", seed: int = 0, rows=("frame_auc", "mean_iou", "patch_auc"), **more) -> list:
