@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FeatureError', 'VideoFeatures', 'FeatureSettings', 'move_into_place', 'made_with', 'check_finite', 'as_bytes',
            'write_features', 'FeatureStore', 'read_features', 'pack', 'unpack', 'ahead', 'summarize', 'extract_video',
-           'Summary', 'extract', 'vadclip_features', 'shard', 'main']
+           'Summary', 'extract', 'load_all', 'vadclip_features', 'shard', 'main']
 
 # %% ../nbs/05_features.ipynb #c002
 import argparse
@@ -260,6 +260,14 @@ def extract(items, clip: FrozenCLIP, store: FeatureStore, progress: bool = True)
     return summary
 
 # %% ../nbs/05_features.ipynb #c026
+def load_all(items, store: FeatureStore) -> dict:
+    "{id: VideoFeatures} of these videos. Raises FeatureError where some were never extracted or are damaged."
+    items = list(items)
+    missing = [item.id for item in items if not store.path(item.id).is_file()]
+    if missing: raise FeatureError(f"{store.root}: no features of {len(missing)} of {len(items)} videos (first {missing[0]!r}); run extract, and leave out the videos that it reports as failed")
+    return {item.id: store.load(item.id) for item in items}
+
+# %% ../nbs/05_features.ipynb #c029
 def vadclip_features(path, fps: float = 30., stride: int = 16) -> VideoFeatures:
     "One released .npy file [T, D] as VideoFeatures without windows. Raises FeatureError."
     try: frame = np.load(path, allow_pickle=False)
@@ -268,7 +276,7 @@ def vadclip_features(path, fps: float = 30., stride: int = 16) -> VideoFeatures:
     index = np.arange(len(frame)) * stride
     return VideoFeatures(torch.from_numpy(frame.astype(np.float32)), index, index / fps, len(frame) * stride, fps, (240, 320))
 
-# %% ../nbs/05_features.ipynb #c029
+# %% ../nbs/05_features.ipynb #c032
 def shard(items, part: str) -> list:
     "'i/n': items i, i + n, i + 2 n, ... Raises FeatureError."
     try: i, n = (int(v) for v in part.split("/"))
@@ -290,6 +298,6 @@ def main(argv=None) -> int:
     print(summary)
     return 1 if summary.failed else 0
 
-# %% ../nbs/05_features.ipynb #c031
+# %% ../nbs/05_features.ipynb #c034
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())

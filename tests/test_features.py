@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from stprompt import features as module
 from stprompt.clip import FrozenCLIP, mini_config
 from stprompt.datasets import DatasetError, VideoItem
-from stprompt.features import FeatureError, FeatureSettings, FeatureStore, VideoFeatures, ahead, extract, extract_video, main, shard, vadclip_features
+from stprompt.features import FeatureError, FeatureSettings, FeatureStore, VideoFeatures, ahead, extract, extract_video, load_all, main, shard, vadclip_features
 from stprompt.motion import aggregate, motion_prior
 from stprompt.video import VideoError, probe, read_all, write_video
 
@@ -266,12 +266,44 @@ def test_killed_in_the_middle_and_resumed(clip, settings, tmp_path):
     for name in (*names("store"), "settings.json"): assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
     assert not list((tmp_path / "store").glob(".*"))                                   # the half is gone too
 
-def test_shards_fill_one_store(clip, settings, tmp_path, video):
-    items = [VideoItem(n, video) for n in "abcde"]
-    for i in range(2): extract(shard(items, f"{i}/2"), clip, FeatureStore(tmp_path, settings), progress=False)
-    assert sorted(p.stem for p in tmp_path.glob("*.safetensors")) == list("abcde")
+def test_shards_fill_one_store(clip, settings, tmp_path):
+    "Two halves of the work make the bytes of the whole."
+    (tmp_path / "films").mkdir()
+    items = [VideoItem(n, film(tmp_path / "films" / f"{n}.mp4", 5 + k)) for k, n in enumerate("abcde")]
+    halves = [extract(shard(items, f"{i}/2"), clip, FeatureStore(tmp_path / "parts", settings), progress=False) for i in range(2)]
+    assert [s.done for s in halves] == [["a", "c", "e"], ["b", "d"]]
+    extract(items, clip, FeatureStore(tmp_path / "whole", settings), progress=False)
+    contents = lambda root: {p.name: p.read_bytes() for p in (tmp_path / root).iterdir()}
+    assert contents("parts") == contents("whole") and len(contents("whole")) == 6
     for wrong in ("2/2", "-1/2", "1", "a/b", "1/0", "0/1/2", ""):
         with pytest.raises(FeatureError, match="expected i/n"): shard(items, wrong)
+
+@pytest.mark.parametrize("where", ["while encoding", "while writing"])
+def test_control_c_leaves_a_usable_store(clip, settings, tmp_path, monkeypatch, where):
+    (tmp_path / "films").mkdir()
+    items, store = [VideoItem(n, film(tmp_path / "films" / f"{n}.mp4", 5)) for n in "abc"], FeatureStore(tmp_path / "store", settings)
+    encode, place, calls = FrozenCLIP.encode, module.move_into_place, []
+    def second(right):
+        def run(*a, **k):
+            calls.append(1)
+            if len(calls) == 2: raise KeyboardInterrupt
+            return right(*a, **k)
+        return run
+    if where == "while encoding": monkeypatch.setattr(FrozenCLIP, "encode", second(encode))
+    else: monkeypatch.setattr(module, "move_into_place", second(place))
+    with pytest.raises(KeyboardInterrupt): extract(items, clip, store, progress=False)
+    assert sorted(p.name for p in store.root.iterdir()) == ["a.safetensors", "settings.json"]       # no half of b
+    again = extract(items, clip, FeatureStore(tmp_path / "store", settings), progress=False)
+    assert again.skipped == ["a"] and again.done == ["b", "c"]
+
+def test_all_or_a_word_about_the_missing(settings, tmp_path):
+    store = FeatureStore(tmp_path, settings); items = [VideoItem(n, f"{n}.mp4") for n in ("x/a", "b", "c")]
+    store.save("x/a", some(seed=1)); store.save("c", some(seed=2))
+    loaded = load_all(iter([items[0], items[2]]), store)
+    assert list(loaded) == ["x/a", "c"] and same(loaded["c"], some(seed=2)) and not torch.equal(loaded["x/a"].frame, loaded["c"].frame)
+    with pytest.raises(FeatureError, match="no features of 1 of 3 videos .first 'b'.*run extract"): load_all(items, store)
+    store.path("c").write_bytes(store.path("c").read_bytes()[:50])
+    with pytest.raises(FeatureError, match="c.safetensors: cut short .*delete it and extract again"): load_all([items[2]], store)
 
 
 # ---- released features and the command line ----------------------------------------------------------------------
