@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['WAYS_OUT', 'BackboneError', 'assets', 'mini_config', 'build_clip', 'mini_tokenizer', 'read_weights', 'fill',
-           'weights_sha256', 'load_mini', 'check_name', 'beside', 'wants_quick_gelu', 'load_named', 'squeeze',
-           'check_frames', 'window_grid', 'vision', 'text_tower', 'plain_towers', 'FrozenCLIP', 'tokens_of',
-           'encode_text', 'encode_prompts', 'embed', 'encode', 'vision_batches', 'token_windows', 'crop_windows']
+           'weights_sha256', 'load_mini', 'check_name', 'beside', 'wants_quick_gelu', 'silent_on_random',
+           'create_named', 'load_named', 'squeeze', 'check_frames', 'window_grid', 'vision', 'text_tower',
+           'plain_towers', 'FrozenCLIP', 'tokens_of', 'encode_text', 'encode_prompts', 'embed', 'encode',
+           'vision_batches', 'token_windows', 'crop_windows']
 
 # %% ../nbs/03_clip.ipynb #c002
 import copy
 import difflib
 import hashlib
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -90,7 +92,7 @@ def check_name(name: str, weights: str | None):
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 3)
         raise BackboneError(f"backbone={name!r}: open_clip has no such model; {'did you mean ' + ', '.join(near) + '?' if near else 'see open_clip.list_models()'}")
-    if not weights: raise BackboneError(f"backbone={name!r}: no weights named; give a tag such as {', '.join(open_clip.list_pretrained_tags_by_model(name)[:3])}, a local file, or random")
+    if not weights: raise BackboneError(f"backbone={name!r}: no weights named; give a tag such as {', '.join(open_clip.list_pretrained_tags_by_model(name)[:3])}, a local file, or random; {WAYS_OUT}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not (weights in tags or Path(weights).is_file() or weights == "random"): raise BackboneError(f"weights={weights!r}: neither a tag of {name} ({', '.join(tags)}) nor a file; {WAYS_OUT}")
 
@@ -109,14 +111,24 @@ def wants_quick_gelu(name: str, weights: str) -> bool:
     return named or bool(beside(weights).get("model_cfg", {}).get("quick_gelu", False))
 
 # %% ../nbs/03_clip.ipynb #c011
+def silent_on_random(record) -> bool:
+    "A logging filter: open_clip says 'initialized randomly' of a model that is about to be filled from a local file."
+    return "initialized randomly" not in record.getMessage()
+
+def create_named(name: str, tag: str | None, quick: bool) -> tuple:
+    "(open_clip's model, tokenizer); without a tag its weights are drawn from seed 0."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        logging.getLogger().addFilter(silent_on_random)
+        try: return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick), open_clip.get_tokenizer(name)
+        finally: logging.getLogger().removeFilter(silent_on_random)
+
 def load_named(name: str, weights: str | None) -> tuple:
     "(model, tokenizer, preprocess_cfg, weights) of an open_clip model. Raises BackboneError."
     check_name(name, weights)
     known, local, quick = weights in open_clip.list_pretrained_tags_by_model(name), Path(weights).is_file(), wants_quick_gelu(name, weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try: model, tokenizer = open_clip.create_model(name, pretrained=weights if known else None, force_quick_gelu=quick), open_clip.get_tokenizer(name)
-        except Exception as error: raise BackboneError(f"weights={weights!r} of {name} could not be fetched ({type(error).__name__}); {WAYS_OUT}") from error
+    try: model, tokenizer = create_named(name, weights if known else None, quick)
+    except Exception as error: raise BackboneError(f"weights={weights!r} of {name} could not be fetched ({type(error).__name__}); {WAYS_OUT}") from error
     if local and not known: fill(model, read_weights(Path(weights)), weights)
     cfg = open_clip.get_model_preprocess_cfg(model) | (beside(weights).get("preprocess_cfg", {}) if not known else {})
     return model, tokenizer, cfg, weights if known else Path(weights).name

@@ -1,5 +1,5 @@
 """The frozen CLIP: parity with open_clip's own forward, the guard against towers it would run wrongly, weights files, and faults."""
-import builtins, copy, json, pickle
+import builtins, copy, json, logging, pickle, shutil
 import numpy as np
 import open_clip, pytest, torch
 from safetensors.torch import save_file
@@ -192,6 +192,32 @@ def test_no_weights_reachable_names_both_ways_out(monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", offline)
     with pytest.raises(BackboneError) as caught: FrozenCLIP.load("ViT-B-16", "openai")
     assert all(words in str(caught.value) for words in ("local file", "network", "mini", "ViT-B-16", "openai"))
+
+def test_no_weights_named_says_the_same():
+    with pytest.raises(BackboneError) as caught: FrozenCLIP.load("ViT-B-16")
+    assert all(words in str(caught.value) for words in ("no weights named", "openai", "local file", "network", "mini"))
+
+def test_the_packages_own_weights(monkeypatch, tmp_path):
+    "name='mini' loads what the package carries, agrees with open_clip on it, and says what to do when the file is gone."
+    mini = FrozenCLIP.load()
+    with torch.no_grad(): assert torch.allclose(mini.frames(PICTURES), mini.model.encode_image(ready(mini, PICTURES)), atol=1e-4)
+    assert mini.identity["name"] == "mini" and all(p.dtype == torch.float32 for p in mini.model.parameters())
+    assert mini.identity["sha256"] != FrozenCLIP.from_config(mini_config()).identity["sha256"]                 # trained, not the seed
+    shutil.copy(module.assets() / "open_clip_config.json", tmp_path)
+    monkeypatch.setattr(module, "assets", lambda: tmp_path)
+    with pytest.raises(BackboneError, match="open_clip_model.safetensors are missing.*nbs/pretrain_mini_clip.ipynb"): FrozenCLIP.load()
+
+def test_a_local_file_is_not_called_random(monkeypatch, tmp_path, caplog):
+    "open_clip logs 'Model initialized randomly' before we fill it; other warnings of its still come through."
+    def create(name, pretrained=None, force_quick_gelu=False, **more):
+        logging.warning("No pretrained weights loaded for model. Model initialized randomly."); logging.warning("something else")
+        return open_clip.CLIP(**tiny()["model_cfg"])
+    monkeypatch.setattr(open_clip, "create_model", create)
+    monkeypatch.setattr(open_clip, "get_model_preprocess_cfg", lambda model: dict(mini_config()["preprocess_cfg"]))
+    path = tmp_path / "w.safetensors"; save_file(open_clip.CLIP(**tiny()["model_cfg"]).state_dict(), path)
+    FrozenCLIP.load("ViT-B-16", str(path))
+    assert [r.getMessage() for r in caplog.records] == ["something else"]
+    caplog.clear(); logging.warning("Model initialized randomly"); assert len(caplog.records) == 1             # the filter is gone again
 
 @pytest.mark.parametrize("name, weights, says", [("ViT-B-61", "openai", "did you mean ViT-B-16"), ("ViT-B-16", None, "no weights named"), ("ViT-B-16", "opanai", "neither a tag .* nor a file")])
 def test_names_that_do_not_exist(name, weights, says):
