@@ -369,7 +369,7 @@ def anomaly_auroc(probability: np.ndarray, concepts: np.ndarray) -> float:
 @dataclass(frozen=True)
 class PretrainJob:
     "Every parameter of nbs/pretrain_mini_clip.ipynb."
-    steps: int = 1700            # batches
+    steps: int = 4500            # batches
     seed: int = 0                # of weights and batches
     device: str = "cpu"          # cpu | cuda
     workers: int = 1             # processes that render
