@@ -230,7 +230,7 @@ def to_tensor(patches, mean, std) -> torch.Tensor:
 @dataclass(frozen=True)
 class PretrainOptions:
     "How the mini CLIP is trained."
-    steps: int = 1700
+    steps: int = 4500
     seed: int = 0
     lr: float = 1e-3             # peak of AdamW: embeddings, gains, projections
     muon_lr: float = 2e-3        # peak of Muon: the blocks' matrices
