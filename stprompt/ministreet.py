@@ -12,8 +12,8 @@ __all__ = ['HEIGHT', 'WIDTH', 'FPS', 'VERSION', 'ANOMALIES', 'LOOKALIKES', 'BACK
            'Steam', 'Fighting', 'Falling', 'Shooting', 'flames', 'Fire', 'Explosion', 'RoadAccident', 'Timed', 'Plan',
            'draw_area', 'place', 'passer_by', 'passing_car', 'bystanders', 'act_people', 'event_actors',
            'lookalike_actors', 'pick_scene', 'draw_plan', 'make_id', 'make_plan', 'box_areas', 'hull', 'draw_frame',
-           'camera', 'frames', 'truth_masks', 'truth_arrays', 'digest', 'render', 'indices', 'checksums',
-           'truth_sha256', 'render_all', 'load_truth', 'ministreet']
+           'camera', 'frames', 'truth_masks', 'truth_arrays', 'digest', 'files_of', 'render', 'indices', 'checksums',
+           'truth_sha256', 'render_all', 'digests', 'load_truth', 'ministreet']
 
 # %% ../nbs/02_ministreet.ipynb #c002
 import hashlib
@@ -21,8 +21,11 @@ import json
 import math
 import os
 import random
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -699,16 +702,17 @@ def digest(arrays: dict) -> str:
     for name in sorted(arrays): h.update(name.encode()); h.update(np.ascontiguousarray(arrays[name]).tobytes())
     return h.hexdigest()
 
-def render(folder: str, split: str, index: int, size: str) -> tuple:
-    "Writes one video and its truth (the truth last, atomically) unless they are there; returns (id, digest of the truth)."
+def files_of(folder, id: str) -> tuple:
+    "Where the video and its truth are."
+    return Path(folder) / "videos" / f"{id}.mp4", Path(folder) / "truth" / f"{id}.npz"
+
+def render(folder: str, split: str, index: int, size: str):
+    "Writes one video and its truth, the truth last; both atomically."
     plan = make_plan(split, index, size)
-    video, truth = Path(folder) / "videos" / f"{plan.id}.mp4", Path(folder) / "truth" / f"{plan.id}.npz"
-    if not (video.is_file() and truth.is_file()):
-        arrays = truth_arrays(plan)
-        write_video(video, (image for image, _ in frames(plan)), FPS)
-        part = truth.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez_compressed(part, **arrays); os.replace(part, truth)
-    with np.load(truth, allow_pickle=False) as stored: return plan.id, digest(stored)
+    video, truth = files_of(folder, plan.id)
+    write_video(video, (image for image, _ in frames(plan)), FPS)
+    part = truth.with_suffix(f".{os.getpid()}.part.npz")
+    np.savez_compressed(part, **truth_arrays(plan)); os.replace(part, truth)
 
 # %% ../nbs/02_ministreet.ipynb #c056
 def indices(size: str) -> list:
@@ -726,15 +730,26 @@ def truth_sha256(digests: dict) -> str:
     return hashlib.sha256("".join(f"{k} {digests[k]}\n" for k in sorted(digests)).encode()).hexdigest()
 
 # %% ../nbs/02_ministreet.ipynb #c057
-def render_all(folder: Path, size: str, progress: bool = True) -> dict:
-    "Renders every missing video with all cores; {id: digest}."
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+def render_all(folder: Path, size: str, progress: bool = True):
+    "Renders every missing video with all cores. Raises DatasetError where no process can be started."
     for name in ("videos", "truth"): (folder / name).mkdir(parents=True, exist_ok=True)
-    jobs = [(str(folder), split, i, size) for split, i, _ in indices(size)]
-    with ProcessPoolExecutor(max(1, min(8, os.cpu_count() or 1)), mp_context=get_context("spawn")) as pool:
-        done = pool.map(render, *zip(*jobs))
-        return dict(tqdm(done, f"MiniStreet {size}", len(jobs), disable=not progress))
+    missing = [(str(folder), split, i, size) for split, i, _ in indices(size) if not all(p.is_file() for p in files_of(folder, make_id(split, i)))]
+    if not missing: return
+    try:
+        with ProcessPoolExecutor(max(1, min(8, os.cpu_count() or 1)), mp_context=get_context("spawn")) as pool:
+            for _ in tqdm(pool.map(render, *zip(*missing)), f"MiniStreet {size}", len(missing), disable=not progress): pass
+    except BrokenProcessPool as error:
+        raise DatasetError("MiniStreet: a rendering process died at once; in a script, call ministreet() below `if __name__ == '__main__':`, or render in a notebook first") from error
+
+def digests(folder: Path, size: str) -> dict:
+    "{id: digest} of every video's truth as it is stored."
+    found = {}
+    for id in (make_id(split, i) for split, i, _ in indices(size)):
+        truth = files_of(folder, id)[1]
+        try:
+            with np.load(truth, allow_pickle=False) as stored: found[id] = digest(stored)
+        except Exception as error: raise DatasetError(f"{truth}: cut short or not a truth file ({type(error).__name__}); delete it and it is rendered again") from error
+    return found
 
 # %% ../nbs/02_ministreet.ipynb #c058
 def load_truth(folder: Path, id: str) -> GroundTruth:
@@ -751,12 +766,12 @@ def ministreet(root=None, size: str = "small", progress: bool = True) -> Benchma
     "The bundled benchmark, rendered into `root` (default: the cache) when needed. Raises DatasetError for an unknown size or a foreign truth."
     if size not in SIZES: raise DatasetError(f"MiniStreet: unknown size {size!r}; choose one of {', '.join(SIZES)}")
     folder = Path(root or cache_dir() / "ministreet") / f"v{VERSION}" / size
-    digests = render_all(folder, size, progress)
-    sha, published = truth_sha256(digests), checksums()[size]
+    render_all(folder, size, progress)
+    sha, published = truth_sha256(digests(folder, size)), checksums()[size]
     if sha != published:
         raise DatasetError(f"MiniStreet {size}: the truth in {folder} has checksum {sha[:12]}, the published one is {published[:12]}; delete that folder and try again")
     ids = {(split, i): make_id(split, i) for split, i, _ in indices(size)}
-    lists = {name: tuple(VideoItem(ids[s, i], folder / "videos" / f"{ids[s, i]}.mp4", (ids[s, i].split("_")[0],)) for s, i, l in indices(size) if l == name)
+    lists = {name: tuple(VideoItem(ids[s, i], files_of(folder, ids[s, i])[0], (ids[s, i].split("_")[0],)) for s, i, l in indices(size) if l == name)
              for name in ("train", "validation", "test")}
     return Benchmark(name=f"ministreet-{size}", classes={NORMAL: "normal", **ANOMALIES}, stride=HYPER["ministreet"]["stride"], frame_labels=True,
                      ground_truth=lambda id: load_truth(folder, id), sha256=sha, settings=dict(HYPER["ministreet"]), **lists)

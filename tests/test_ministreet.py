@@ -4,7 +4,8 @@ import pytest
 
 from stprompt.datasets import DatasetError
 from stprompt.metrics import runs
-from stprompt.ministreet import (ANOMALIES, LOOKALIKES, NORMAL, SIZES, checksums, digest, frames, indices, load_truth, make_id, make_plan, ministreet, render, truth_arrays,
+from stprompt import ministreet as module
+from stprompt.ministreet import (ANOMALIES, LOOKALIKES, NORMAL, SIZES, checksums, digest, frames, indices, make_id, make_plan, ministreet, truth_arrays,
                                  truth_masks, truth_sha256)
 from stprompt.video import read_all
 
@@ -65,12 +66,18 @@ def test_a_video_decodes_to_what_was_drawn(bench):
     assert np.abs(images[middle].astype(int) - drawn).mean() < 12 < np.abs(images[middle].astype(int) - 255 + drawn).mean()
 
 
-def test_an_interrupted_rendering_resumes(tmp_path):
-    for name in ("videos", "truth"): (tmp_path / name).mkdir()
-    id, first = render(str(tmp_path), "test", 0, "small")
-    (tmp_path / "truth" / f"{id}.npz").unlink()                       # as if it had been stopped before the truth was written
-    assert render(str(tmp_path), "test", 0, "small") == (id, first)
-    assert load_truth(tmp_path, id).n_frames == make_plan("test", 0, "small").n_frames
+def test_an_interrupted_rendering_resumes_and_a_damaged_truth_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "indices", lambda size: [("test", 0, "test")])
+    video, truth = module.files_of(tmp_path, make_id("test", 0))
+    module.render_all(tmp_path, "small", progress=False)
+    first, written = module.digests(tmp_path, "small"), video.stat().st_mtime_ns
+    module.render_all(tmp_path, "small", progress=False)
+    assert video.stat().st_mtime_ns == written                        # what is there is not made again
+    truth.unlink()                                                    # as if it had been stopped before the truth was written
+    module.render_all(tmp_path, "small", progress=False)
+    assert module.digests(tmp_path, "small") == first
+    truth.write_bytes(truth.read_bytes()[:100])
+    with pytest.raises(DatasetError, match=f"{truth.name}.*delete it"): module.digests(tmp_path, "small")
 
 
 def test_unknown_size_is_named():
