@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'PAPER', 'METRIC_NAMES', 'COLORS', 'ResultError', 'plain', 'write_atomic', 'write_json', 'project_root',
            'code_identity', 'versions', 'cpu_model', 'machine', 'provenance', 'floor_of', 'metric_table', 'markdown',
-           'merge_seeds', 'RunRecord', 'Run', 'finish', 'table_page', 'style', 'draw_curve', 'draw_boxes',
-           'draw_localization', 'draw_metrics', 'LivePlot']
+           'merge_seeds', 'merge_sizes', 'size_table', 'RunRecord', 'Run', 'finish', 'table_page', 'style',
+           'draw_curve', 'draw_boxes', 'draw_localization', 'draw_metrics', 'LivePlot']
 
 # %% ../nbs/22_results.ipynb #c003
 import hashlib, importlib.metadata, json, math, os, platform, subprocess, sys, tempfile, time
@@ -143,7 +143,7 @@ def metric_table(
         floor, ci = floor_of(name, report.floors), metric.get("ci95")
         row = {"metric": METRIC_NAMES.get(name, name)}
         if paper: row[f"paper ({paper})"] = f"{PAPER[paper][name]:.2f}" if name in PAPER[paper] else "not reported"
-        row[f"ours ({benchmark})"] = f"{metric['mean']:.2f}"
+        row[f"ours ({benchmark})"] = f"{metric['mean']:.2f}" + (f" ± {metric['std']:.2f}" if "std" in metric else "")
         row["95 % interval"] = f"{ci[0]:.2f} to {ci[1]:.2f}" if ci else "none"
         row["best trivial answer"] = f"{floor:.2f}" if floor is not None else "none"
         rows.append(row)
@@ -171,6 +171,19 @@ def merge_seeds(
     return merged
 
 # %% ../nbs/22_results.ipynb #c024
+def merge_sizes(reports):     # {seed: Report} -> {name: {size: percent or None}}
+    "By tercile of the anomaly's area, means over seeds; None where a seed could not tell."
+    tables, merged = [r.by_size for r in reports.values()], {}
+    for name, sizes in tables[0].items():
+        values = {size: [t[name][size] for t in tables] for size in sizes}
+        merged[name] = {size: None if None in found else float(np.mean(found)) for size, found in values.items()}
+    return merged
+
+def size_table(sizes):        # {name: {size: percent or None}} -> DataFrame, one row a metric
+    "The results by size as a table."
+    return pd.DataFrame([{"metric": METRIC_NAMES.get(name, name), **{f"{size} anomalies": "none" if v is None else f"{v:.2f}" for size, v in row.items()}} for name, row in sizes.items()])
+
+# %% ../nbs/22_results.ipynb #c025
 @dataclass
 class RunRecord:
     "Everything `metrics.json` holds: a number and how to make it again."
@@ -194,7 +207,7 @@ class RunRecord:
     seconds: float = 0.
     started: str = ""                                   # UTC
 
-# %% ../nbs/22_results.ipynb #c025
+# %% ../nbs/22_results.ipynb #c026
 class Run:
     "One execution of a job: collects figures, writes `metrics.json` and `table.md` once, at the end."
     def __init__(
@@ -224,12 +237,13 @@ class Run:
         "Write the record of a Report, or of {seed: Report}; returns the RunRecord."
         return finish(self, report if isinstance(report, dict) else {(self.record.seeds or [0])[0]: report}, more)
 
-# %% ../nbs/22_results.ipynb #c026
+# %% ../nbs/22_results.ipynb #c027
 def finish(run, reports, more):
     "Fill a run's record from {seed: Report} and write metrics.json and table.md."
     record, first = run.record, next(iter(reports.values()))
     record.seeds, record.metrics = list(reports), merge_seeds(reports)
-    for name in ("floors", "by_size", "skipped", "counts"): setattr(record, name, getattr(first, name))
+    record.by_size = merge_sizes(reports)
+    for name in ("floors", "skipped", "counts"): setattr(record, name, getattr(first, name))
     record.thresholds = {seed: r.thresholds for seed, r in reports.items()}
     record.more = {**record.more, **more}
     record.seconds = round(time.perf_counter() - run.clock, 1)
@@ -239,19 +253,20 @@ def finish(run, reports, more):
     write_atomic(run.out / "table.md", table_page(record, benchmark, run.paper_table))
     return record
 
-# %% ../nbs/22_results.ipynb #c027
+# %% ../nbs/22_results.ipynb #c028
 def table_page(record, benchmark, paper=None):
     "table.md: the table, then what it rests on, in five lines."
     code, machine = record.code, record.machine
     lines = [f"# {record.experiment}", "", record.paper and f"Paper: {record.paper}." or "Not a table of the paper.", "", markdown(metric_table(record, benchmark, paper)), "",
-             f"Percent. Interval: bootstrap over videos. Seeds: {', '.join(map(str, record.seeds))}. Checkpoint selected on: {record.selected_on or 'not applicable'}.", "",
+             f"Percent. Interval: bootstrap over videos. Seeds: {', '.join(map(str, record.seeds))}{' (mean ± standard deviation)' if len(record.seeds) > 1 else ''}. Checkpoint selected on: {record.selected_on or 'not applicable'}.", "",
              f"Benchmark {benchmark} ({str(record.benchmark.get('sha256', 'no checksum'))[:12]}), backbone {record.clip.get('name', 'none')} / {record.clip.get('weights', 'none')}; "
              f"code {code['commit'][:40]}{' with local changes' if code['dirty'] else ''}; {machine['cpu']}, GPU {machine['gpu']}, torch {machine['torch']}; "
              f"{record.seconds:.0f} s, started {record.started}."]
+    if record.by_size: lines += ["", "By tercile of the anomaly's area:", "", markdown(size_table(record.by_size))]
     lines += ["", *(f"- {METRIC_NAMES.get(name, name)}: not computed, {why}." for name, why in record.skipped.items())] if record.skipped else []
     return "\n".join(lines) + "\n"
 
-# %% ../nbs/22_results.ipynb #c030
+# %% ../nbs/22_results.ipynb #c031
 COLORS = {"ours": "tab:red", "truth": "tab:green", "training": "tab:blue", "floor": "grey"}
 
 def style():
@@ -260,7 +275,7 @@ def style():
     seaborn.set_theme(context="paper", style="ticks", rc={"figure.dpi": 80, "savefig.dpi": 100, "axes.spines.top": False,
                       "axes.spines.right": False, "axes.titlesize": 9, "font.size": 9, "lines.linewidth": 1.3})
 
-# %% ../nbs/22_results.ipynb #c032
+# %% ../nbs/22_results.ipynb #c033
 def _axis(ax, size=(8, 2)):
     return ax if ax is not None else plt.subplots(figsize=size, dpi=80)[1]
 
@@ -293,7 +308,7 @@ def _draw_keys(ax, keys, unit, title):
                     arrowprops={"arrowstyle": "-", "color": "grey", "lw": .7})
     ax.set_title(title, y=1.66)
 
-# %% ../nbs/22_results.ipynb #c035
+# %% ../nbs/22_results.ipynb #c036
 def draw_boxes(ax, boxes, color, width=1.8):
     "Boxes [n, 4 or 5] as outlines; a score, where there is one, stands at the upper edge."
     for x1, y1, x2, y2, *score in np.asarray(boxes, float).reshape(-1, np.shape(boxes)[-1] if np.size(boxes) else 4):
@@ -317,7 +332,7 @@ def draw_localization(
     axes[0].set_title(title or "heat"); axes[1].set_title("red: predicted, green: truth")
     return axes
 
-# %% ../nbs/22_results.ipynb #c038
+# %% ../nbs/22_results.ipynb #c039
 def draw_metrics(report, ax=None):
     "Bars of all metrics with 95 % intervals; the grey tick is the best trivial answer."
     ax, names = _axis(ax, (6, 2.2)), list(report.metrics)[::-1]
@@ -330,7 +345,7 @@ def draw_metrics(report, ax=None):
     ax.set_yticks(range(len(names)), [METRIC_NAMES.get(name, name) for name in names])
     return ax
 
-# %% ../nbs/22_results.ipynb #c041
+# %% ../nbs/22_results.ipynb #c042
 def _notebook_display():
     "IPython's display when a kernel is listening, else None."
     module = sys.modules.get("IPython")
@@ -339,7 +354,7 @@ def _notebook_display():
     from IPython.display import display
     return display
 
-# %% ../nbs/22_results.ipynb #c042
+# %% ../nbs/22_results.ipynb #c043
 class LivePlot:
     "Curves by epoch, redrawn in place in a notebook. Call with (epoch, {name: value})."
     def __init__(self, right=("auc", "ap"), show=True):
