@@ -30,7 +30,7 @@ class LocalizerOptions:
     method: str = "text"                   # "text": eq. 11 | "motion": eq. 1 on window features | "pixels": eq. 1 on pixels
     mode: str = "token"                    # windows by "token" (fast) or "crop" (as the paper)
     spread: str = "resize"                 # grid to frame: "resize" (the paper) | "aligned" | "cover"
-    threshold: float = .5                  # a pixel is in a box from this share of the map's maximum
+    threshold: float = .7                  # a pixel is in a box from this share of the map's maximum
     min_area: float = .002                 # smallest box region, share of the frame
     max_boxes: int = 8                     # at most so many boxes a frame, the hottest first
     chunk: int = 32                        # frames encoded at a time: bounds the memory
@@ -125,7 +125,7 @@ def fuse(
 # %% ../nbs/20_localizer.ipynb #c024
 def heat_boxes(
     heat,                # float [H, W]
-    threshold=.5,        # share of the maximum
+    threshold=.7,        # share of the maximum
     min_area=.002,       # share of the frame
     max_boxes=8,
 ):                       # -> float64 [n, 5]: x1 y1 x2 y2 score, 0-based half-open pixels, hottest first
@@ -205,14 +205,17 @@ class Localizer:
         with torch.inference_mode():
             self.text = clip.text([*self.queries.normal, *self.queries.abnormal]).float() if options.method == "text" else None
 
-    def heat(self, frames):
-        "float32 [N, H, W] for uint8 frames [N, H, W, 3]; for the motion methods consecutive frames at the video's stride."
+    def maps(self, frames):
+        "One float32 [N, H, W] a scale, before they are fused."
         frames, o = check_frames(frames), self.options
-        if not len(frames): return np.zeros(frames.shape[:3], np.float32)
+        if not len(frames): return [np.zeros(frames.shape[:3], np.float32) for _ in o.scales]
         with torch.inference_mode():
             grids = [window_heat(frames, *scale, self.clip, self.text, len(self.queries.normal), o, self.side) for scale in o.scales]
-            maps = [spread_map(grid, frames.shape[1:3], *scale, self.side, o.spread) for grid, scale in zip(grids, o.scales)]
-            return fuse(maps, o.fusion).cpu().numpy()
+            return [spread_map(grid, frames.shape[1:3], *scale, self.side, o.spread).cpu().numpy() for grid, scale in zip(grids, o.scales)]
+
+    def heat(self, frames):
+        "float32 [N, H, W] for uint8 frames [N, H, W, 3]; for the motion methods consecutive frames at the video's stride."
+        return fuse(self.maps(frames), self.options.fusion)
 
     def boxes(self, heat):
         "Boxes float64 [n, 5] (x1 y1 x2 y2 score) of one map [H, W], or a list of them for maps [N, H, W]."
