@@ -36,7 +36,7 @@ def scene(x, y, w, h, size=(120, 160)):
     return image
 
 
-def build(**options): return L.Localizer(ColourCLIP(), PLANTED, L.LocalizerOptions(**{"tau": .05, **options}))
+def build(**options): return L.Localizer(ColourCLIP(), PLANTED, L.LocalizerOptions(**{"tau": .05, "threshold": .5, **options}))
 
 
 def iou(a, b):
@@ -102,7 +102,7 @@ def test_a_planted_square_is_found_anywhere_in_the_frame(corner, spread):
 
 def test_raw_lengths_of_the_embeddings_do_not_matter():
     frames = scene(20, 20, 60, 50)[None]
-    small = L.Localizer(ColourCLIP(.01), PLANTED, L.LocalizerOptions(threshold=.5, tau=.05)).heat(frames)
+    small = L.Localizer(ColourCLIP(.01), PLANTED, L.LocalizerOptions(tau=.05)).heat(frames)
     assert np.allclose(small, build().heat(frames), atol=1e-5)
 
 
