@@ -6,7 +6,7 @@ OUT    ?= out/demo
 unexport MPLBACKEND  # set, it would keep the pictures out of executed notebooks
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help demo test bench lab notebooks export readme install clean distclean
+.PHONY: help demo test bench results lab notebooks export readme install clean distclean
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -33,6 +33,16 @@ test: $(STAMP)      ## code in step with notebooks, component notebooks, pytest
 	@$(BIN)/python -m pytest -q tests
 
 bench: $(STAMP)     ## the ratios the README quotes, measured here
+	$(BIN)/python -m stprompt.bench
+
+TIDY := $(BIN)/python -c 'import sys; from stprompt.results import tidy_notebook; [tidy_notebook(path) for path in sys.argv[1:]]'
+PAPERMILL := $(BIN)/papermill --no-request-save-on-cell-execute
+results: $(STAMP)   ## what results/ holds, again: half an hour; with CLIPS=folder and PED2=folder the real footage too
+	@mkdir -p out
+	$(PAPERMILL) nbs/train.ipynb out/train.ipynb && $(TIDY) out/train.ipynb && mv out/train.ipynb results/ministreet-small/train/
+	$(PAPERMILL) nbs/seeds.ipynb out/seeds.ipynb && $(TIDY) out/seeds.ipynb && mv out/seeds.ipynb results/ministreet-full/seeds/
+	$(if $(CLIPS),$(PAPERMILL) nbs/train.ipynb out/train.ipynb -p dataset folder -p root $(CLIPS) && $(TIDY) out/train.ipynb && mv out/train.ipynb results/$(notdir $(CLIPS))/train/)
+	$(if $(PED2),$(PAPERMILL) nbs/train.ipynb out/train.ipynb -p dataset ucsd_ped2 -p root $(PED2) && $(TIDY) out/train.ipynb && mv out/train.ipynb results/ucsd_ped2/train/)
 	$(BIN)/python -m stprompt.bench
 
 lab: $(STAMP)       ## JupyterLab on the notebooks

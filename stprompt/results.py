@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'PAPER', 'METRIC_NAMES', 'COLORS', 'ResultError', 'plain', 'write_atomic', 'write_json', 'project_root',
            'code_identity', 'versions', 'cpu_model', 'machine', 'provenance', 'floor_of', 'metric_table', 'markdown',
-           'merge_seeds', 'merge_sizes', 'size_table', 'RunRecord', 'Run', 'finish', 'table_page', 'style',
-           'draw_curve', 'draw_boxes', 'draw_localization', 'draw_metrics', 'LivePlot']
+           'merge_seeds', 'merge_sizes', 'size_table', 'RunRecord', 'Run', 'finish', 'table_page', 'tidy_notebook',
+           'style', 'draw_curve', 'draw_boxes', 'draw_localization', 'draw_metrics', 'LivePlot']
 
 # %% ../nbs/22_results.ipynb #c003
 import hashlib, importlib.metadata, json, math, os, platform, subprocess, sys, tempfile, time
@@ -267,6 +267,18 @@ def table_page(record, benchmark, paper=None):
     return "\n".join(lines) + "\n"
 
 # %% ../nbs/22_results.ipynb #c031
+def tidy_notebook(path):
+    "Rewrites an executed notebook to keep: no progress bars, no run metadata, the project's folder as '.'. Raises ResultError."
+    try: book = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error: raise ResultError(f"{path}: not a readable notebook ({type(error).__name__}); run the job again") from None
+    for cell in book["cells"]:
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+        if cell["cell_type"] == "code": cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    book["metadata"] = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    text = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(path, text.replace(f"{project_root()}/", "").replace(str(project_root()), "."))
+
+# %% ../nbs/22_results.ipynb #c034
 COLORS = {"ours": "tab:red", "truth": "tab:green", "training": "tab:blue", "floor": "grey"}
 
 def style():
@@ -275,7 +287,7 @@ def style():
     seaborn.set_theme(context="paper", style="ticks", rc={"figure.dpi": 80, "savefig.dpi": 100, "axes.spines.top": False,
                       "axes.spines.right": False, "axes.titlesize": 9, "font.size": 9, "lines.linewidth": 1.3})
 
-# %% ../nbs/22_results.ipynb #c033
+# %% ../nbs/22_results.ipynb #c036
 def _axis(ax, size=(8, 2)):
     return ax if ax is not None else plt.subplots(figsize=size, dpi=80)[1]
 
@@ -308,7 +320,7 @@ def _draw_keys(ax, keys, unit, title):
                     arrowprops={"arrowstyle": "-", "color": "grey", "lw": .7})
     ax.set_title(title, y=1.66)
 
-# %% ../nbs/22_results.ipynb #c036
+# %% ../nbs/22_results.ipynb #c039
 def draw_boxes(ax, boxes, color, width=1.8):
     "Boxes [n, 4 or 5] as outlines; a score, where there is one, stands at the upper edge."
     for x1, y1, x2, y2, *score in np.asarray(boxes, float).reshape(-1, np.shape(boxes)[-1] if np.size(boxes) else 4):
@@ -332,7 +344,7 @@ def draw_localization(
     axes[0].set_title(title or "heat"); axes[1].set_title("red: predicted, green: truth")
     return axes
 
-# %% ../nbs/22_results.ipynb #c039
+# %% ../nbs/22_results.ipynb #c042
 def draw_metrics(report, ax=None):
     "Bars of all metrics with 95 % intervals; the grey tick is the best trivial answer."
     ax, names = _axis(ax, (6, 2.2)), list(report.metrics)[::-1]
@@ -345,7 +357,7 @@ def draw_metrics(report, ax=None):
     ax.set_yticks(range(len(names)), [METRIC_NAMES.get(name, name) for name in names])
     return ax
 
-# %% ../nbs/22_results.ipynb #c042
+# %% ../nbs/22_results.ipynb #c045
 def _notebook_display():
     "IPython's display when a kernel is listening, else None."
     module = sys.modules.get("IPython")
@@ -354,7 +366,7 @@ def _notebook_display():
     from IPython.display import display
     return display
 
-# %% ../nbs/22_results.ipynb #c043
+# %% ../nbs/22_results.ipynb #c046
 class LivePlot:
     "Curves by epoch, redrawn in place in a notebook. Call with (epoch, {name: value})."
     def __init__(self, right=("auc", "ap"), show=True):
