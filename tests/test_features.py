@@ -1,5 +1,5 @@
 """Extraction and the feature store: chunks, kills, bad videos, damaged files, mixed settings, names that leave the root, and the command line."""
-import dataclasses, os, shutil, signal, subprocess, sys, threading, time
+import dataclasses, io, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np
 import pytest, torch
@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from stprompt import features as module
 from stprompt.clip import FrozenCLIP, mini_config
 from stprompt.datasets import DatasetError, VideoItem
-from stprompt.features import FeatureError, FeatureSettings, FeatureStore, VideoFeatures, ahead, extract, extract_video, load_all, main, shard, vadclip_features
+from stprompt.features import FeatureError, FeatureSettings, FeatureStore, VadCLIPStore, VideoFeatures, ahead, extract, extract_video, extract_views, failures, load_all, main, shard, ten_crops, vadclip_features
 from stprompt.motion import aggregate, motion_prior
 from stprompt.video import VideoError, probe, read_all, write_video
 
@@ -94,6 +94,49 @@ def test_the_backbone_may_fail_without_hanging(clip, settings, video, monkeypatc
     while threading.active_count() > started and time.time() < end: time.sleep(.02)
     assert threading.active_count() <= started
 
+def test_threads_change_nothing(clip, settings, tmp_path, monkeypatch):
+    "Decoding ahead over several videos, a bad one among them, or in turn: the same store, the same reasons."
+    (tmp_path / "films").mkdir()
+    items = [VideoItem(f"{n}", film(tmp_path / "films" / f"{n}.mp4", n)) for n in (3, 70, 9)]
+    items.insert(1, VideoItem("bad", film(tmp_path / "films" / "bad.mp4", 70)))
+    items[1].source.write_bytes(items[1].source.read_bytes()[:-2000])
+    inline = extract(items, clip, FeatureStore(tmp_path / "inline", settings), progress=False)
+    monkeypatch.setattr(module, "overlapped", lambda parts, clip: ahead(parts))
+    threads = extract(items, clip, FeatureStore(tmp_path / "threads", settings), progress=False)
+    assert inline.done == threads.done == ["3", "70", "9"] and inline.failed == threads.failed and inline.failed[0][0] == "bad" and inline.frames == threads.frames == 1 + 18 + 3
+    contents = lambda root: {p.name: p.read_bytes() for p in (tmp_path / root).iterdir()}
+    assert contents("inline") == contents("threads") and len(contents("inline")) == 5
+
+def test_one_thread_means_one(clip, monkeypatch):
+    parts = iter([1])
+    assert module.overlapped(parts, clip) is parts
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert module.overlapped(parts, clip) is not parts
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (300, 500)])
+def test_ten_crops(clip, tmp_path, shape):
+    "Each view against one cut by hand; the file of a crop holds the features of that view."
+    s = FeatureSettings(clip.identity, stride=4, crops=10)
+    path = film(tmp_path / "a.mp4", 6, shape); frames = read_all(path, stride=4).images
+    crops = ten_crops(frames, 224)
+    assert len(crops) == 10 and {c.shape for c in crops} == {(2, 224, 224, 3)}
+    import cv2
+    big = cv2.resize(frames[1], (340, 256), interpolation=cv2.INTER_AREA if shape[0] * shape[1] > 340 * 256 else cv2.INTER_LINEAR)
+    for c, (y, x) in enumerate([(16, 58), (0, 0), (0, 116), (32, 0), (32, 116)]):
+        assert np.array_equal(crops[c][1], big[y:y + 224, x:x + 224]) and np.array_equal(crops[c + 5][1], big[y:y + 224, x:x + 224][:, ::-1])
+    if shape != (64, 96): return
+    store = FeatureStore(tmp_path / "store", s); item = VideoItem("x/a", path)
+    assert extract([item], clip, store, progress=False).done == ["x/a"]
+    assert sorted(p.name for p in (tmp_path / "store" / "x").iterdir()) == [f"a__{c}.safetensors" for c in range(10)]
+    for c in (0, 3, 9):
+        assert torch.allclose(load_all([item], store, crop=c)["x/a"].frame, clip.frames(crops[c]), atol=2e-3)
+        assert same(extract_views(path, clip, s)[c], store.load("x/a", c), atol=2e-2)
+    store.path("x/a", 7).unlink()
+    assert not store.has("x/a")
+    assert extract([item], clip, store, progress=False).done == ["x/a"] and store.has("x/a")
+    with pytest.raises(FeatureError, match="crops 0 to 9"): store.load("x/a", 10)
+    with pytest.raises(FeatureError, match="crops 0 to 0"): FeatureStore(tmp_path / "one", FeatureSettings(clip.identity)).load("a", 1)
+
 def test_ahead_is_bounded_and_stops():
     made = []
     def items():
@@ -139,14 +182,14 @@ def test_tensors_that_do_not_belong_together(settings, tmp_path):
     with pytest.raises(FeatureError, match="not a feature file"): store.load("a")
     with pytest.raises(FeatureError, match="3 sampled frames, but time holds 2"): some(time=np.arange(2.))
 
-@pytest.mark.parametrize("change", [dict(stride=8), dict(window=48, window_stride=48), dict(mode="crop"), dict(k=3), dict(clip={"name": "other"}), dict(patches=True)], ids=str)
+@pytest.mark.parametrize("change", [dict(stride=8), dict(window=48, window_stride=48), dict(mode="crop"), dict(k=3), dict(clip={"name": "other"}), dict(patches=True), dict(crops=10)], ids=str)
 def test_settings_do_not_mix(settings, tmp_path, change):
     store, other = FeatureStore(tmp_path / "s", settings), dataclasses.replace(settings, **change)
     store.save("a", some())
     assert other.hash != settings.hash
     with pytest.raises(FeatureError, match=f"made with {next(iter(change)) if 'window' not in change else 'window'}"): FeatureStore(tmp_path / "s", other)
     elsewhere = FeatureStore(tmp_path / "t", other)
-    shutil.copy(store.path("a"), elsewhere.path("a"))                                # a file carried over by hand
+    for crop in range(other.crops): shutil.copy(store.path("a"), elsewhere.path("a", crop))             # a file carried over by hand
     assert not elsewhere.has("a")
     with pytest.raises(FeatureError, match="other settings"): elsewhere.load("a")
     assert FeatureStore(tmp_path / "s", settings).has("a")
@@ -188,7 +231,7 @@ def test_a_store_without_its_note_or_place(settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FeatureError, match="no folder for features"): FeatureStore(tmp_path / "file", settings)
 
-@pytest.mark.parametrize("wrong", [dict(stride=0), dict(stride=2.5), dict(k=True), dict(window=-3), dict(window_stride=0), dict(mode="dense")], ids=str)
+@pytest.mark.parametrize("wrong", [dict(stride=0), dict(stride=2.5), dict(k=True), dict(window=-3), dict(window_stride=0), dict(mode="dense"), dict(crops=5)], ids=str)
 def test_settings_out_of_range(wrong):
     name = next(iter(wrong))
     with pytest.raises(FeatureError, match=f"^{name}="): FeatureSettings({"name": "x"}, **wrong)
@@ -217,11 +260,18 @@ def test_bad_videos_are_written_down_and_the_rest_goes_on(clip, settings, tmp_pa
     summary = extract([bad[0], good[0], *bad[1:], good[1]], clip, store, progress=False)
     assert summary.done == ["good", "one"] and [id for id, _ in summary.failed] == [i.id for i in bad]
     for item, (_, reason) in zip(bad, summary.failed): assert item.source.name in reason and len(reason.splitlines()) == 1 and reason in repr(summary)
-    assert sorted(p.name for p in (tmp_path / "store").rglob("*")) == ["good.safetensors", "one.safetensors", "settings.json"]
+    assert sorted(p.name for p in (tmp_path / "store").rglob("*")) == sorted(["good.safetensors", "one.safetensors", "settings.json", *(f"{i.id}.failed.json" for i in bad)])
+    assert failures(store) == dict(summary.failed) and json.loads((tmp_path / "store" / "cut.mp4.failed.json").read_text())["file"] == str(tmp_path / "films" / "cut.mp4")
     assert store.load("one").motion.max() == 0 and store.load("one").n_frames == 1
     film(tmp_path / "films" / "cut.mp4")                                              # copied again
     again = extract([*bad, *good], clip, store, progress=False)
-    assert again.done == ["cut.mp4"] and again.skipped == ["good", "one"] and len(again.failed) == len(bad) - 1
+    assert again.done == ["cut.mp4"] and again.skipped == ["good", "one"] and len(again.failed) == len(bad) - 1 and "cut.mp4" not in failures(store)
+
+def test_a_note_left_beside_a_whole_file_goes(clip, settings, tmp_path, video):
+    "Killed between the features' and the note's end."
+    item, store = VideoItem("a", video), FeatureStore(tmp_path, settings)
+    extract([item], clip, store, progress=False); module.note_failure(store, item, "an older run's")
+    assert failures(store) and extract([item], clip, store, progress=False).skipped == ["a"] and failures(store) == {}
 
 def test_one_file_cut_short_is_made_again(clip, settings, tmp_path, video):
     items, store = [VideoItem(n, video) for n in "abc"], FeatureStore(tmp_path, settings)
@@ -322,6 +372,107 @@ def test_released_features(tmp_path):
         with pytest.raises(FeatureError, match=r"expected finite features \[T, D\]"): vadclip_features(path)
     np.save(path, np.array([{"a": print}], object), allow_pickle=True)
     with pytest.raises(FeatureError, match="plain numbers"): vadclip_features(path)
+
+def released(folder, names=("Abuse/Abuse001_x264", "Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264"), labels=("Abuse", "Normal"), crops=10):
+    "A download in the authors' layout with their list."
+    lines = ["path,label"]
+    for v, (name, label) in enumerate(zip(names, labels)):
+        for c in range(crops):
+            path = folder / "UCFClipFeatures" / f"{name}__{c}.npy"; path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.full((4 + v, 8), 10 * v + c, np.float16)); lines.append(f"/home/somebody/Desktop/UCFClipFeatures/{name}__{c}.npy,{label}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return folder / "UCFClipFeatures", folder / "list.csv"
+
+def test_a_released_download_is_a_store(tmp_path):
+    root, listing = released(tmp_path)
+    store = VadCLIPStore(root, listing)
+    assert [(i.id, i.labels, i.is_abnormal) for i in store.items] == [("Abuse001_x264", ("Abuse",), True), ("Normal_Videos_003_x264", ("Normal",), False)]
+    loaded = load_all(store.items, store, crop=7)
+    assert loaded["Abuse001_x264"].frame.unique().tolist() == [7] and loaded["Normal_Videos_003_x264"].frame.unique().tolist() == [17] and loaded["Normal_Videos_003_x264"].n_frames == 80
+    assert loaded["Abuse001_x264"].spatial("none") is None and loaded["Abuse001_x264"].frame_index.tolist() == [0, 16, 32, 48] and loaded["Abuse001_x264"].time[2] == pytest.approx(32 / 30)
+    ucf = [VideoItem("Abuse/Abuse001_x264", "anywhere.mp4", "Abuse")]                # a benchmark's own items
+    assert load_all(ucf, store)["Abuse/Abuse001_x264"].frame.unique().tolist() == [0] and store.has("Abuse/Abuse001_x264.mp4") and not store.has("Abuse002")
+    known = VadCLIPStore(root, listing, n_frames={"Abuse/Abuse001_x264": 75})
+    assert len(known.load("Abuse/Abuse001_x264").to_frames([1, 2, 3, 4])) == 75
+    with pytest.raises(FeatureError, match="4 vectors.*has 500 frames"): VadCLIPStore(root, listing, n_frames={"Abuse001_x264": 500}).load("Abuse001_x264")
+    store.path("Abuse001_x264").unlink()
+    with pytest.raises(FeatureError, match="no features of 1 of 2 videos .first 'Abuse001_x264'"): load_all(store.items, store)
+
+def test_xd_labels_of_a_released_list(tmp_path):
+    root, listing = released(tmp_path, ("Bad.Boys__#00-26_label_B2-G-0", "v=x__#1_label_A"), ("B2-G-0", "A"), crops=1)
+    items = VadCLIPStore(root, listing).items
+    assert [(i.id, i.labels) for i in items] == [("Bad.Boys__#00-26_label_B2-G-0", ("Shooting", "Explosion")), ("v=x__#1_label_A", ("Normal",))]
+
+@pytest.mark.parametrize("line, said", [("../../etc/x__0.npy,Abuse", "use the released list"), ("a.npy,Abuse", "crop 0 to 9"), ("a__0.npz,Abuse", "crop 0 to 9"), ("a__12.npy,Abuse", "crop 0 to 9"), ("a__0.npy", "expected path,label"),
+                                        ("a__0.npy,", "expected path,label"), ("a__0.npy,Abuse,1", "expected path,label"), ("UCFClipFeatures/Abuse/Abuse001_x264__3.npy,Arson", "is 'Arson' here and Abuse above"), ("__0.npy,Abuse", "crop 0 to 9")])
+def test_a_wrong_line_of_a_released_list(tmp_path, line, said):
+    root, listing = released(tmp_path, crops=2)
+    n = len(listing.read_text().splitlines()) + 1
+    listing.write_bytes(listing.read_bytes().replace(b"\n", b"\r\n") + b"\r\n" + line.encode())                 # CRLF, a blank line, no final newline
+    with pytest.raises(FeatureError, match=f"list.csv, line {n + 1}: .*{said}"): VadCLIPStore(root, listing)
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe\0", b"video,label\nx__0.npy,a\n", None])
+def test_no_released_list(tmp_path, data):
+    root, listing = released(tmp_path, crops=1)
+    listing.unlink() if data is None else listing.write_bytes(data)
+    with pytest.raises(FeatureError, match="list.csv.*VadCLIP's repository"): VadCLIPStore(root, listing)
+
+@options(max_examples=60, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_list_is_a_sentence_or_a_store(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("any"); (folder / "list.csv").write_bytes(b"path,label\n" + data)
+    try: store = VadCLIPStore(folder, folder / "list.csv")
+    except FeatureError as error: assert "list.csv" in str(error)
+    else: assert all(folder in store.path(i.id).parents and not store.has(i.id) for i in store.items)
+
+def test_released_pickles_are_refused(tmp_path):
+    root, listing = released(tmp_path, crops=1)
+    store = VadCLIPStore(root, listing); ran = tmp_path / "ran"
+    class Bomb:
+        def __reduce__(self): return (Path.touch, (ran,))
+    np.save(store.path("Abuse001_x264"), np.array([Bomb()], object), allow_pickle=True)
+    with pytest.raises(FeatureError, match="plain numbers"): store.load("Abuse001_x264")
+    assert not ran.exists()
+
+def test_has_reads_no_tensors(settings, tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path, settings); store.save("a", some())
+    monkeypatch.setattr(module, "unpack", None)
+    assert store.has("a")
+    data = store.path("a").read_bytes()
+    for wrong in (data[:-1], data + b"x", data[:9], b""):
+        store.path("a").write_bytes(wrong); assert not store.has("a")
+
+PROCESSES = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+def test_accelerate_launch_makes_the_store_of_one_process(tmp_path):
+    "Two processes, a bad video among theirs: the bytes of one process, one summary, exit code 1; then all skipped."
+    for n, name in enumerate(("fight/a", "fight/b", "fight/c", "normal/a", "normal/b")): film(tmp_path / "root" / f"{name}.mp4", 5 + n)
+    (tmp_path / "root" / "fight" / "bad.mp4").write_bytes(b"no video")
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    def call(store, *launcher): return subprocess.run([sys.executable, "-m", *launcher, "stprompt.features", "--root", str(tmp_path / "root"), "--store", str(tmp_path / store), "--device", "cpu"], capture_output=True, text=True, env=env)
+    one, two = call("one"), call("two", "accelerate.commands.launch", *PROCESSES, "-m")
+    assert one.returncode == 1 and two.returncode == 1, two.stderr[-3000:]
+    for done in (one, two): assert done.stdout.count("5 videos extracted, 0 found, 1 failed") == 1 and "fight/bad" in done.stdout
+    assert "2 processes" in two.stdout
+    contents = lambda root: {str(p.relative_to(tmp_path / root)): p.read_bytes() for p in (tmp_path / root).rglob("*") if p.is_file()}
+    assert contents("one") == contents("two") and len(contents("one")) == 7
+
+@pytest.mark.parametrize("wrong, said", [(dict(dataset="ucf"), "dataset='ucf': choose one of folder, "), (dict(stride="4"), "stride='4': expected int"), (dict(root="nowhere"), "root='nowhere': no such folder"), (dict(patches=1), "patches=1: expected bool"),
+                                         (dict(root=""), "root='': no such folder"), (dict(crops=5), "crops=5"), (dict(shard="1/1"), "shard='1/1'"), (dict(mode="all"), "mode='all'"), (dict(stride=-1), "stride=-1"), (dict(k=0), "k=0")], ids=str)
+def test_a_wrong_parameter_of_the_job(tmp_path, wrong, said):
+    with pytest.raises(FeatureError, match=said): module.ExtractJob(**{"root": str(tmp_path), **wrong})
+
+@pytest.mark.parametrize("name", ["ucf_crime", "shanghaitech"])
+def test_a_benchmark_is_extracted_as_it_is(name):
+    "Official lists, no videos: every listed video becomes a note, none is lost."
+    lists = SHARED.parent / "annotations" / name
+    if not lists.is_dir(): pytest.skip("official lists are not here (../shared/annotations)")
+    job = module.ExtractJob(dataset=name, root=str(lists), annotations=str(lists))
+    assert len(module.open_dataset(job).items()) == {"ucf_crime": 1900, "shanghaitech": 437}[name]
+
+def test_every_dataset_of_the_table_can_be_named():
+    from stprompt.datasets import HYPER
+    assert set(module.DATASETS) >= set(HYPER)
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(FrozenCLIP, "load", classmethod(lambda cls, *a: cls.from_config(mini_config())))
