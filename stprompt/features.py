@@ -390,14 +390,14 @@ def label_of(text: str) -> tuple:
     codes = [code for code in text.split("-") if code != "0"]
     return tuple(XD_CODES[c] for c in codes) if codes and all(c in XD_CODES for c in codes) else (NORMAL if text.lower() == "normal" else text,)
 
-def released_file(text: str, root: Path) -> tuple:
+def released_file(text: str, root: Path, where: str = "") -> tuple:
     "(video, crop, file under root) of a list's path '.../Abuse/Abuse001_x264__0.npy'. Raises FeatureError."
     parts = [p for p in PurePosixPath(text.replace("\\", "/")).parts if p != "/"]
     video, _, crop = (parts[-1] if parts else "").removesuffix(".npy").rpartition("__")
-    if ".." in parts or "\0" in text or not text.endswith(".npy") or not video or crop not in list("0123456789"): raise FeatureError(f"{text!r}: expected a path that ends in <video>__<crop>.npy, crop 0 to 9; use the released list")
+    if ".." in parts or "\0" in text or not text.endswith(".npy") or not video or crop not in list("0123456789"): raise FeatureError(f"{where}{text!r}: expected a path that ends in <video>__<crop>.npy, crop 0 to 9; use the released list")
     ends = [root.joinpath(*parts[n:]) for n in range(len(parts))]
     path = next((p for p in ends if p.is_file()), ends[max(0, len(ends) - 2)])
-    if root.resolve() not in path.resolve().parents: raise FeatureError(f"{text!r}: leads out of {root}; use the released list")
+    if root.resolve() not in path.resolve().parents: raise FeatureError(f"{where}{text!r}: leads out of {root}; use the released list")
     return video, int(crop), path
 
 # %% ../nbs/05_features.ipynb #c040
@@ -416,8 +416,7 @@ class VadCLIPStore:
     def __init__(self, root, listing, n_frames: dict | None = None, fps: float = 30.):
         self.root, self.listing, self.n_frames, self.fps, self.files, self.labels = Path(root).expanduser(), listing, n_frames or {}, fps, {}, {}
         for line, name, label in released_rows(listing):
-            try: video, crop, path = released_file(name, self.root)
-            except FeatureError as error: raise FeatureError(f"{listing}, line {line}: {error}") from None
+            video, crop, path = released_file(name, self.root, f"{listing}, line {line}: ")
             if self.labels.setdefault(video, label_of(label)) != label_of(label): raise FeatureError(f"{listing}, line {line}: {video} is {label!r} here and {'-'.join(self.labels[video])} above; mend the list")
             self.files[video, crop] = path
 
