@@ -8,8 +8,8 @@ __all__ = ['DATASETS', 'FeatureError', 'VideoFeatures', 'FeatureSettings', 'move
            'failures', 'pack', 'unpack', 'ahead', 'summarize', 'ten_crops', 'views', 'Part', 'Ended', 'prepared',
            'View', 'gather', 'overlapped', 'extract_views', 'extract_video', 'Summary', 'extract', 'into_store',
            'load_all', 'vadclip_features', 'label_of', 'released_file', 'released_rows', 'VadCLIPStore', 'shard',
-           'number_of', 'process', 'together', 'option', 'ExtractJob', 'open_dataset', 'pick', 'run_job', 'main',
-           'settled']
+           'number_of', 'process', 'together', 'option', 'ExtractJob', 'check_extract', 'open_dataset', 'pick',
+           'run_job', 'main', 'settled']
 
 # %% ../nbs/05_features.ipynb #c002
 import argparse
@@ -489,15 +489,19 @@ class ExtractJob:
     shard: str = option("0/1", "i/n: every n-th video, from the i-th")
     store: str = option("", "folder of the features; empty: the one in the cache that nbs/train.ipynb reads")
 
-    def __post_init__(self):
-        for f in fields(self):
-            kind = {"str": str, "int": int, "bool": bool}.get(f.type, f.type)
-            if type(getattr(self, f.name)) is not kind: raise FeatureError(f"parameter {f.name}={getattr(self, f.name)!r}: expected {kind.__name__}")
-        if self.dataset not in DATASETS: raise FeatureError(f"parameter dataset={self.dataset!r}: choose one of {', '.join(DATASETS)}")
-        if self.dataset != "ministreet" and not Path(self.root).expanduser().is_dir() or not (self.root or self.dataset == "ministreet"): raise FeatureError(f"parameter root={self.root!r}: no such folder; {self.dataset} needs the folder of its videos")
-        FeatureSettings({}, self.stride or 1, mode=self.mode, k=self.k, crops=self.crops); shard((), self.shard)
+    def __post_init__(self): check_extract(self)
 
 # %% ../nbs/05_features.ipynb #c048
+def check_extract(job: ExtractJob):
+    "Types, choices and places. Raises FeatureError."
+    for f in fields(job):
+        kind = {"str": str, "int": int, "bool": bool}.get(f.type, f.type)
+        if type(getattr(job, f.name)) is not kind: raise FeatureError(f"parameter {f.name}={getattr(job, f.name)!r}: expected {kind.__name__}")
+    if job.dataset not in DATASETS: raise FeatureError(f"parameter dataset={job.dataset!r}: choose one of {', '.join(DATASETS)}")
+    if job.dataset != "ministreet" and not (job.root and Path(job.root).expanduser().is_dir()): raise FeatureError(f"parameter root={job.root!r}: no such folder; {job.dataset} needs the folder of its videos")
+    FeatureSettings({}, job.stride or 1, mode=job.mode, k=job.k, crops=job.crops); shard((), job.shard)
+
+# %% ../nbs/05_features.ipynb #c049
 DATASETS = {"folder": lambda j, root, lists: folder_benchmark(root), "ministreet": lambda j, root, lists: ministreet(root, j.size), "ucsd_ped2": lambda j, root, lists: ucsd_ped2(root),
             **{f.__name__: lambda j, root, lists, f=f: f(root, lists) for f in (ucf_crime, shanghaitech, ubnormal, xd_violence)}}
 
@@ -519,7 +523,7 @@ def run_job(job: ExtractJob, progress: bool = True) -> Summary:
     if i == 0: print(f"{benchmark.name}: {len(benchmark.items())} videos, shard {job.shard}, {n} process{'es' * (n > 1)} on {clip.device}, into {store.root}", flush=True)
     return together(extract(shard(benchmark.items(), job.shard)[i::n], clip, store, progress and i == 0))
 
-# %% ../nbs/05_features.ipynb #c049
+# %% ../nbs/05_features.ipynb #c050
 def main(argv=None) -> int:
     "The command line; 1 when a video failed, 2 when nothing could begin."
     p = argparse.ArgumentParser("python -m stprompt.features", description="Extract CLIP features of every video of a benchmark or folder. Stopped at any moment and started again, it goes on where it was.")
@@ -535,6 +539,6 @@ def settled(summary: Summary) -> Summary:
     if summary.failed: raise FeatureError(f"{len(summary.failed)} videos failed, all others are in the store: " + "; ".join(f"{id}: {reason}" for id, reason in summary.failed[:5]))
     return summary
 
-# %% ../nbs/05_features.ipynb #c051
+# %% ../nbs/05_features.ipynb #c052
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
