@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['seconds', 'ratio', 'row', 'bench_windows', 'fidelity', 'bench_text', 'peak_mb', 'child', 'alone', 'hold', 'linear_at',
-           'bench_adapter', 'long_adapter', 'film', 'extract_alone', 'bench_memory', 'bench_effect', 'measure', 'main']
+           'bench_adapter', 'long_adapter', 'film', 'extract_alone', 'bench_memory', 'clips_of', 'bench_extraction',
+           'worker', 'spread', 'bench_processes', 'contents', 'bench_effect', 'measure', 'main', 'written']
 
 # %% ../nbs/41_bench.ipynb #c002
 import multiprocessing
 import re
+import shutil
 import statistics
 import sys
 import tempfile
@@ -22,10 +24,10 @@ import torch.nn.functional as F
 
 from .adapter import distance_average
 from .clip import FrozenCLIP, mini_config, squeeze, window_grid
-from .features import FeatureSettings, extract_video
-from .jobs import TrainJob, TrainRun, fit_quietly, report
+from .datasets import VideoItem
+from .features import Ended, FeatureSettings, FeatureStore, extract, extract_video, prepared, shard
 from .miniclip import snapshots
-from .ministreet import Draw
+from .ministreet import Draw, frames, make_plan
 from .results import markdown, project_root, provenance, write_atomic, write_json
 from .video import write_video
 
@@ -145,8 +147,63 @@ def bench_memory(minutes=(1, 10), random: bool = False) -> dict:
     return {"what": f"extraction memory: {minutes[1]:g} min / {minutes[0]:g} min", "backbone": "mini", "ratio": f"{b / a:.3f}", "aim": "<= 1.10", "note": f"{a:.0f} MB for {few} and {b:.0f} MB for {many} sampled frames; {none:.0f} MB of each are imported libraries"}
 
 # %% ../nbs/41_bench.ipynb #c022
+def clips_of(folder, n: int = 2, size: str = "small") -> list:
+    "n test videos of MiniStreet as mp4 files."
+    plans = [make_plan("test", i, size) for i in range(n)]
+    return [write_video(Path(folder) / f"{plan.id}.mp4", (image for image, _ in frames(plan)), 25) for plan in plans]
+
+def bench_extraction(clip, path, stride: int = 4, runs: int = 5) -> dict:
+    "One row: the backbone's seconds on ready squares over those of extraction from the file."
+    s = FeatureSettings(clip.identity, stride=stride)
+    ready = [part.views[0] for part in prepared(path, s, clip.resolution) if not isinstance(part, Ended)]
+    n, encoder = sum(map(len, ready)), lambda: [clip.encode(squares, ((s.window, s.window_stride),)) for squares in ready]
+    found = ratio(encoder, lambda: extract_video(path, clip, s), runs)
+    return row("extraction rate / rate of the backbone alone", clip.identity["name"], found, ">= 0.8", f"{n / found[1]:.1f} of {n / found[0]:.1f} sampled frames a second, {torch.get_num_threads()} threads")
+
+# %% ../nbs/41_bench.ipynb #c023
+def worker(box, ready, films, folder, i: int, runs: int, random: bool):
+    "In child i of two: one thread; for each run first child 0 alone with all films, then each with its half; [(start, end)]."
+    torch.set_num_threads(1)
+    clip, items, times = FrozenCLIP.from_config(mini_config()) if random else FrozenCLIP.load("mini"), [VideoItem(Path(f).stem, f) for f in films], []
+    settings = FeatureSettings(clip.identity, stride=4)
+    try:
+        extract_video(films[0], clip, settings)
+        for run, n in ((run, n) for run in range(runs) for n in (1, 2)):
+            ready.wait(); start = time.time()
+            if i < n: extract(shard(items, f"{i}/{n}"), clip, FeatureStore(Path(folder) / f"{run}_{n}", settings), progress=False)
+            times.append((start, time.time()))
+        box.put(times)
+    except BaseException: ready.abort(); raise
+
+def spread(films, folder, runs: int, random: bool) -> dict:
+    "{1: seconds, 2: seconds} of one and of two processes of one thread, in turn. Raises RuntimeError when one dies."
+    context = multiprocessing.get_context("spawn")
+    box, ready = context.SimpleQueue(), context.Barrier(2)
+    processes = [context.Process(target=worker, args=(box, ready, films, str(folder), i, runs, random)) for i in range(2)]
+    for process in processes: process.start()
+    for process in processes: process.join()
+    if any(process.exitcode for process in processes): raise RuntimeError("a process of the extraction bench died; see its message above")
+    a, b = box.get(), box.get()
+    spans = [max(x[1], y[1]) - min(x[0], y[0]) for x, y in zip(a, b)]
+    return {1: statistics.median(spans[0::2]), 2: statistics.median(spans[1::2])}
+
+# %% ../nbs/41_bench.ipynb #c024
+def bench_processes(clips, copies: int = 4, runs: int = 3, random: bool = False) -> dict:
+    "One row: one process of one thread against two, on copies of these clips."
+    with tempfile.TemporaryDirectory() as folder:
+        films = [str(shutil.copy(clip, Path(folder) / f"{i}_{Path(clip).name}")) for clip in clips for i in range(copies)]
+        found = spread(films, folder, runs, random)
+        same = all(contents(Path(folder) / f"{run}_1") == contents(Path(folder) / f"{run}_2") for run in range(runs))
+    return row("extraction: one process / two, a thread each", "mini", (found[1], found[2], found[1] / found[2]), ">= 1.7", f"{len(films)} videos; the stores are {'identical' if same else 'DIFFERENT'}")
+
+def contents(folder) -> dict:
+    "{name: bytes} of a store."
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+# %% ../nbs/41_bench.ipynb #c027
 def bench_effect(size: str = "small", seed: int = 0, rows=("frame_auc", "mean_iou", "patch_auc"), **more) -> list:
     "One row a metric, token and crop side by side, with the 95 % intervals over test videos; and the seconds of extraction."
+    from stprompt.jobs import TrainJob, TrainRun, fit_quietly, report      # here: the processes that are measured need not load it
     found, spent = {}, {}
     for mode in ("token", "crop"):
         with tempfile.TemporaryDirectory() as folder:
@@ -156,30 +213,37 @@ def bench_effect(size: str = "small", seed: int = 0, rows=("frame_auc", "mean_io
     return [{"what": f"{name}, MiniStreet {size}, token - crop", "backbone": "mini", "ratio": f"{found['token'][name]['mean'] - found['crop'][name]['mean']:+.1f}", "aim": "0",
              "note": f"token {tell(found['token'][name])}, crop {tell(found['crop'][name])}; seed {seed}; extraction {spent['token']:.0f} s and {spent['crop']:.0f} s"} for name in rows]
 
-# %% ../nbs/41_bench.ipynb #c024
-def measure(quick: bool) -> list:
+# %% ../nbs/41_bench.ipynb #c029
+def measure(quick: bool, films: list) -> list:
     "Every row, each stage named as it begins."
     rows = []
     for name, weights in (("ViT-B-16", "random"), ("mini", None)):
         print("measuring", name, "...", flush=True)
-        clip = FrozenCLIP.load(name, weights); rows += bench_windows(clip) + [bench_text(clip)]
+        clip = FrozenCLIP.load(name, weights); rows += bench_windows(clip) + [bench_text(clip), bench_extraction(clip, films[0], 4 if name == "mini" else 16)]
+    print("measuring one process against two ...", flush=True); rows.append(bench_processes(films[:2]))
     print("measuring fidelity, adapter, memory ...", flush=True)
     rows += fidelity(clip) + [bench_adapter(), long_adapter(), bench_memory()]
     if not quick: print("token against crop on MiniStreet ...", flush=True); rows += bench_effect()
     return rows
 
 def main(argv=()) -> int:
-    "Measures everything and writes results/bench; 'quick' measures without section 7 and writes nothing."
-    if set(argv) - {"quick"}: print(f"expected nothing or 'quick', found {' '.join(argv)}", file=sys.stderr); return 2
-    start, rows = time.time(), measure(bool(argv))
+    "Measures everything and writes results/bench; 'quick' measures without section 8 and writes nothing; a folder: its mp4 files in section 7."
+    quick, places = "quick" in argv, [Path(a) for a in argv if a != "quick"]
+    films = [path for place in places for path in sorted(place.rglob("*.mp4"))]
+    if len(places) > 1 or places and not films: print(f"expected nothing, 'quick' or a folder of mp4 files, found {' '.join(argv)}", file=sys.stderr); return 2
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder: rows = measure(quick, films or clips_of(folder))
     table = pd.DataFrame(rows).fillna("")[["what", "backbone", "slow, s", "fast, s", "ratio", "aim", "note"]]
     print(table.to_string(index=False))
-    if argv: return 0
+    return 0 if quick else written(table, rows, start)
+
+def written(table: pd.DataFrame, rows: list, start: float) -> int:
+    "results/bench."
     out, found = project_root() / "results" / "bench", provenance()
     write_json(out / "metrics.json", {"experiment": "speed ratios", "rows": rows, "seconds": round(time.time() - start, 1), **found})
     write_atomic(out / "table.md", f"# Speed ratios\n\n{markdown(table)}\n\nEach pair in one run on the same tensors. {found['machine']['cpu']}, {found['machine']['threads']} threads, GPU {found['machine']['gpu']}, torch {found['machine']['torch']}.\n")
     return 0
 
-# %% ../nbs/41_bench.ipynb #c026
+# %% ../nbs/41_bench.ipynb #c031
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main(sys.argv[1:]))
