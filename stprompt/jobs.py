@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'JobError', 'parameters', 'SourceJob', 'TrainJob', 'check_job', 'texts_of', 'check_places',
            'open_benchmark', 'own_values', 'pick_device', 'describe', 'TrainRun', 'new_model', 'scores_of', 'validate',
-           'fit_model', 'train', 'score', 'locate', 'searched', 'pictures', 'report', 'last_epoch', 'finish',
-           'examples', 'draw_curves', 'draw_heats', 'draw_report', 'SeedJob', 'seed_list', 'with_seed', 'fit_quietly',
-           'run_seeds', 'seed_table', 'untrained_scores', 'darkness_scores', 'explain', 'localizers', 'choose_boxes',
-           'finish_seeds']
+           'fit_model', 'train', 'score', 'locate', 'searched', 'judged_frames', 'pictures', 'report', 'last_epoch',
+           'finish', 'examples', 'draw_curves', 'draw_heats', 'draw_report', 'SeedJob', 'seed_list', 'with_seed',
+           'fit_quietly', 'run_seeds', 'seed_table', 'untrained_scores', 'darkness_scores', 'explain', 'localizers',
+           'choose_boxes', 'finish_seeds']
 
 # %% ../nbs/24_jobs.ipynb #c002
 import dataclasses
@@ -215,10 +215,10 @@ def score(run: TrainRun, which: str = "best"):
 
 # %% ../nbs/24_jobs.ipynb #c017
 def locate(run: TrainRun, **options):
-    "Heat maps and boxes on the annotated test frames (one of `stride`): run.boxes, run.samples, run.heats (one frame a video, for the pictures)."
+    "Heat maps and boxes on the judged test frames: run.boxes, run.samples, run.heats (one frame a video, for the pictures)."
     o = LocalizerOptions(normal=run.job.queries, method=run.job.localizer, mode=run.job.mode, fusion=run.job.fusion)
     run.localizer = Localizer(run.clip, searched(run.benchmark), dataclasses.replace(o, **options))
-    run.frames, run.boxes, run.samples, run.heats = annotated_frames(run.truths, run.settings.stride), {}, {}, {}
+    run.frames, run.boxes, run.samples, run.heats = judged_frames(run.truths, run.settings.stride), {}, {}, {}
     for id, index in run.frames.items():
         images = pictures(run, id, index)
         heats = run.localizer.heat(images)
@@ -228,18 +228,25 @@ def locate(run: TrainRun, **options):
         run.heats[id] = (int(index[middle]), images[middle], heats[middle])
     return run.boxes
 
+# %% ../nbs/24_jobs.ipynb #c018
 def searched(benchmark) -> dict:
     "{label: words} that the localizer looks for: the classes, on UBnormal, which has only one, its 22 kinds of events."
     return {kind: kind for kind in UBNORMAL_TYPES} if benchmark.name == "ubnormal" else benchmark.classes
 
+def judged_frames(truths: dict, stride: int) -> dict:
+    "{id: int [n]}: one of `stride` annotated frames; every one where boxes are on chosen frames only (UCF-Crime: one of 16, from any frame on)."
+    every = annotated_frames(truths)
+    dense = any((np.diff(index) == 1).any() for index in every.values())
+    return annotated_frames(truths, stride) if dense else every
+
 def pictures(run: TrainRun, id: str, index: np.ndarray) -> np.ndarray:
     "uint8 [n, H, W, 3]: these frames of a video."
     wanted, kept = set(index.tolist()), []
-    for chunk in read_frames(run.benchmark.item(id).source, stride=run.settings.stride):
+    for chunk in read_frames(run.benchmark.item(id).source, stride=max(1, int(np.gcd.reduce(index)))):
         kept += [image for image, i in zip(chunk.images, chunk.index.tolist()) if i in wanted]
     return np.stack(kept)
 
-# %% ../nbs/24_jobs.ipynb #c018
+# %% ../nbs/24_jobs.ipynb #c021
 def report(run: TrainRun):
     "The Report that the benchmark's labels allow; with frame labels also the last epoch's AUC."
     if not run.benchmark.frame_labels:
@@ -257,7 +264,7 @@ def last_epoch(run: TrainRun) -> dict:
     if run.benchmark.frame_labels: return {"frame_auc": frame_auc(scores, run.truths)}
     return {"video_auc": video_auc(scores, {i.id: i.is_abnormal for i in run.benchmark.test}, "topk")}
 
-# %% ../nbs/24_jobs.ipynb #c019
+# %% ../nbs/24_jobs.ipynb #c022
 def finish(run: TrainRun):
     "Writes metrics.json, table.md and the checkpoint with its model card; returns the metrics table."
     metrics = {name: metric["mean"] for name, metric in run.report.metrics.items()}
@@ -267,7 +274,7 @@ def finish(run: TrainRun):
     run.run.finish(run.report, **more)
     return metric_table(run.report, run.benchmark.name)
 
-# %% ../nbs/24_jobs.ipynb #c021
+# %% ../nbs/24_jobs.ipynb #c024
 def examples(run: TrainRun, n: int = 6) -> list:
     "Test videos for the pictures: the first of each class, in order of the classes."
     first = {}
@@ -275,7 +282,7 @@ def examples(run: TrainRun, n: int = 6) -> list:
     order = [first[c] for c in run.benchmark.classes if c in first and c != NORMAL] + [first[c] for c in (NORMAL,) if c in first]
     return order[:n - 1] + order[-1:] if len(order) > n else order
 
-# %% ../nbs/24_jobs.ipynb #c022
+# %% ../nbs/24_jobs.ipynb #c025
 def draw_curves(run: TrainRun):
     "Scores of one test video a class."
     items = examples(run, 8)
@@ -287,7 +294,7 @@ def draw_curves(run: TrainRun):
     run.run.figure(figure, "curves")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c023
+# %% ../nbs/24_jobs.ipynb #c026
 def draw_heats(run: TrainRun):
     "Heat map and boxes of one abnormal test video a class; says so where a benchmark has no boxes."
     chosen = [i for i in examples(run, 8) if i.id in getattr(run, "heats", {})]
@@ -300,7 +307,7 @@ def draw_heats(run: TrainRun):
     run.run.figure(figure, "localization")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c024
+# %% ../nbs/24_jobs.ipynb #c027
 def draw_report(run: TrainRun):
     "All metrics with intervals and floors."
     figure, ax = plt.subplots(figsize=(6, 2.4))
@@ -308,7 +315,7 @@ def draw_report(run: TrainRun):
     run.run.figure(figure, "metrics")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c026
+# %% ../nbs/24_jobs.ipynb #c029
 @dataclass(frozen=True)
 class SeedJob(TrainJob):
     "TrainJob with several seeds; `seed` is not used."
@@ -334,7 +341,7 @@ def fit_quietly(run: TrainRun):
     score(run)
     return run
 
-# %% ../nbs/24_jobs.ipynb #c027
+# %% ../nbs/24_jobs.ipynb #c030
 def run_seeds(run: TrainRun) -> dict:
     "{seed: TrainRun}, each fitted, localized and reported."
     runs = {}
@@ -350,7 +357,7 @@ def seed_table(runs: dict) -> pd.DataFrame:
     table = pd.DataFrame(rows).T
     return pd.concat([table, table.agg(["mean", "std"])]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c028
+# %% ../nbs/24_jobs.ipynb #c031
 def untrained_scores(run: TrainRun, queries: str) -> dict:
     "{id: frame scores} with no training: the largest eq. 11 of a frame's 32 x 32 windows."
     localizer = Localizer(run.clip, searched(run.benchmark), LocalizerOptions(normal=queries, mode=run.job.mode))
@@ -364,7 +371,7 @@ def darkness_scores(run: TrainRun) -> dict:
     "{id: frame scores} of a detector that only measures how dark a frame is."
     return {i.id: run.features[i.id].to_frames(np.concatenate([255 - c.images.mean((1, 2, 3)) for c in read_frames(i.source, stride=run.settings.stride) if len(c.images)])) for i in run.benchmark.test}
 
-# %% ../nbs/24_jobs.ipynb #c029
+# %% ../nbs/24_jobs.ipynb #c032
 def explain(run: TrainRun, seeds: tuple = (0,)) -> pd.DataFrame:
     "Frame AUC of each stage on its own; trained rows are means over these seeds."
     truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.test}
@@ -375,7 +382,7 @@ def explain(run: TrainRun, seeds: tuple = (0,)) -> pd.DataFrame:
         rows.append((f"trained, windows: {spatial}", np.mean(aucs), np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan))
     return pd.DataFrame(rows, columns=["signal", "frame AUC", "std over seeds"]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c030
+# %% ../nbs/24_jobs.ipynb #c033
 def localizers(run: TrainRun) -> pd.DataFrame:
     "Mean IoU and patch AUC of each localizer on the same frames, beside the best trivial box; `run` is scored already."
     rows = []
@@ -385,7 +392,7 @@ def localizers(run: TrainRun) -> pd.DataFrame:
         rows.append((name, r["mean_iou"], r["tiou"], r["patch_auc"], r.floors["iou best"]))
     return pd.DataFrame(rows, columns=["localizer", "mean IoU", "TIoU", "patch AUC", "best trivial IoU"]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c032
+# %% ../nbs/24_jobs.ipynb #c035
 def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, .7, 1.), thresholds=(.5, .6, .7, .8)) -> pd.DataFrame:
     "Mean IoU on the abnormal validation videos for each lambda (rows) and threshold (columns), beside the best trivial box."
     if run.job.dataset != "ministreet": print("no choice to make: only MiniStreet has boxes on training videos"); return pd.DataFrame()
@@ -401,7 +408,7 @@ def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, 
             rows[normal, weight] = {threshold: mean_iou(box_ious(boxes(threshold), truths, frames)) for threshold in thresholds} | {"best trivial": floor}
     return pd.DataFrame(rows).T.rename_axis(["queries", "lambda"]).round(1)
 
-# %% ../nbs/24_jobs.ipynb #c033
+# %% ../nbs/24_jobs.ipynb #c036
 def finish_seeds(run: TrainRun, runs: dict, stages: pd.DataFrame, places: pd.DataFrame, choices: pd.DataFrame):
     "metrics.json and table.md over all seeds, with the stages' and localizers' tables; the last seed's model."
     run.run.record.seeds = list(runs)

@@ -32,6 +32,15 @@ def test_ucf_boxes(file, videos, boxes):
     assert (len(found), sum(len(b) for frames in found.values() for b in frames.values())) == (videos, boxes)
 
 @official
+def test_every_ucf_test_box_is_judged():
+    "All 3102, although few lie on a multiple of the stride; dense boxes are still judged one of `stride`."
+    from types import SimpleNamespace
+    from stprompt.jobs import judged_frames
+    truths = {v: SimpleNamespace(boxes=frames) for v, frames in parse_boxes(NOTES/"ucf_crime"/"Test_annotation.pkl").items()}
+    assert sum(map(len, judged_frames(truths, 16).values())) == 3102
+    assert judged_frames({"dense": SimpleNamespace(boxes={f: [[0, 0, 1, 1]] for f in range(9)})}, 4)["dense"].tolist() == [0, 4, 8]
+
+@official
 @pytest.mark.parametrize("inclusive, whole, centred", [(False, 23.07, 35.31), (True, 23.40, 35.52)])
 def test_ucf_trivial_floors(inclusive, whole, centred):
     "The whole frame and a centred box of 0.6 of each side on the test boxes: corners as they stand, as others count, and 1-based inclusive, as we do."
