@@ -8,8 +8,8 @@ __all__ = ['OWN', 'OFFICIAL', 'DATASETS', 'FeatureError', 'VideoFeatures', 'Feat
            'forget_failure', 'failures', 'pack', 'unpack', 'ahead', 'summarize', 'ten_crops', 'views', 'Part', 'Ended',
            'prepared', 'View', 'gather', 'overlapped', 'extract_views', 'extract_video', 'Summary', 'extract',
            'into_store', 'load_all', 'vadclip_features', 'label_of', 'released_file', 'released_rows', 'VadCLIPStore',
-           'shard', 'number_of', 'process', 'together', 'option', 'ExtractJob', 'check_extract', 'open_dataset', 'pick',
-           'run_job', 'main', 'settled']
+           'shard', 'number_of', 'process', 'together', 'option', 'ExtractJob', 'check_extract', 'open_dataset',
+           'store_folder', 'pick', 'run_job', 'main', 'settled']
 
 # %% ../nbs/05_features.ipynb #c002
 import argparse
@@ -516,6 +516,11 @@ def open_dataset(job, **options) -> Benchmark:
     if job.dataset == "ucsd_ped2": return ucsd_ped2(root, seed=seed)
     return OFFICIAL[job.dataset](root, lists, seed=seed)
 
+def store_folder(benchmark: Benchmark, settings: FeatureSettings, root: str = "") -> Path:
+    "Where a benchmark's features are kept: by name, place of the videos (two folders may have one name) and settings."
+    place = hashlib.sha256(str(Path(root).expanduser().resolve()).encode()).hexdigest()[:6] if root else ""
+    return cache_dir("features", "-".join(filter(None, (benchmark.name, place, settings.hash))))
+
 def pick(device: str) -> str:
     "auto: a GPU where there is one, each process its own."
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -525,7 +530,7 @@ def run_job(job: ExtractJob, progress: bool = True) -> Summary:
     "Extracts this process's share of the benchmark; the summary of all processes. Raises ValueError."
     benchmark, clip, (i, n, _) = open_dataset(job), FrozenCLIP.load(job.backbone, job.weights or None, pick(job.device)), process()
     settings = FeatureSettings(clip.identity, job.stride or benchmark.stride, mode=job.mode, k=job.k, patches=job.patches, crops=job.crops)
-    store = FeatureStore(job.store or cache_dir("features", f"{benchmark.name}-{settings.hash}"), settings)
+    store = FeatureStore(job.store or store_folder(benchmark, settings, job.root), settings)
     if i == 0: print(f"{benchmark.name}: {len(benchmark.items())} videos, shard {job.shard}, {n} process{'es' * (n > 1)} on {clip.device}, into {store.root}", flush=True)
     return together(extract(shard(benchmark.items(), job.shard)[i::n], clip, store, progress and i == 0))
 
