@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['seconds', 'ratio', 'row', 'pictures', 'bench_windows', 'fidelity', 'bench_text', 'peak_mb', 'child', 'alone', 'hold',
            'linear_at', 'bench_adapter', 'long_adapter', 'film', 'extract_alone', 'bench_memory', 'clips_of',
-           'bench_extraction', 'worker', 'spread', 'bench_processes', 'contents', 'bench_effect', 'measure', 'main',
-           'written']
+           'bench_extraction', 'worker', 'spread', 'bench_processes', 'contents', 'bench_detector', 'bench_effect',
+           'measure', 'main', 'written']
 
 # %% ../nbs/41_bench.ipynb #c002
+import itertools
 import multiprocessing
 import re
 import shutil
@@ -55,6 +56,7 @@ def pictures(key: str, n: int) -> np.ndarray:
     from stprompt.miniclip import snapshots                                # here, as in section 8: the processes that are measured need not load it
     return np.stack([image for image, _, _ in snapshots(Draw(key), n)])
 
+# %% ../nbs/41_bench.ipynb #c008
 def bench_windows(clip, runs: int = 3, n: int = 1) -> list:
     "Rows for the windows of n frames."
     frames, name = pictures("bench", n), clip.identity["name"]
@@ -75,7 +77,7 @@ def fidelity(clip, n: int = 8) -> list:
         rows.append({"what": f"cosine of token and crop, {size}/{stride}", "backbone": clip.identity["name"], "ratio": f"{same:.3f}", "aim": "1", "note": f"neighbouring windows: {other:.3f}"})
     return rows
 
-# %% ../nbs/41_bench.ipynb #c010
+# %% ../nbs/41_bench.ipynb #c011
 def bench_text(clip, runs: int = 5) -> dict:
     "One row; the note holds the largest difference."
     sentences = ["a picture of people fighting", "people lying on the ground", "a picture of a parked car", "fire"] * 6
@@ -84,7 +86,7 @@ def bench_text(clip, runs: int = 5) -> dict:
         gap = float((full() - cut()).abs().max())
         return row("text: 77 tokens / cut after the last end", clip.identity["name"], ratio(full, cut, runs), ">= 3", f"largest difference {gap:.1e}")
 
-# %% ../nbs/41_bench.ipynb #c013
+# %% ../nbs/41_bench.ipynb #c014
 def peak_mb() -> float:
     "The largest memory that this process ever held, in MB."
     status = Path("/proc/self/status")
@@ -111,7 +113,7 @@ def hold(mb: int) -> int:
     "Holds so many MB for a moment."
     return len(np.ones(mb * 2 ** 20, np.uint8))
 
-# %% ../nbs/41_bench.ipynb #c016
+# %% ../nbs/41_bench.ipynb #c017
 def linear_at(T: int, D: int = 128, sigma: float = 1.) -> float:
     "Seconds of the linear form at length T."
     x = torch.randn(1, T, D, generator=torch.Generator().manual_seed(0))
@@ -129,7 +131,7 @@ def long_adapter(T: int = 65536) -> dict:
     (spent, high), (_, low) = alone(linear_at, T), alone(linear_at, 64)
     return {"what": f"adapter, T = {T:,}, linear", "backbone": "none", "fast, s": f"{spent:.4f}", "aim": "bounded memory", "note": f"{high - low:.0f} MB more than at T = 64; its input takes {T * 512 / 2 ** 20:.0f} MB, the dense matrix alone would take {T * T * 4 / 2 ** 20:,.0f} MB"}
 
-# %% ../nbs/41_bench.ipynb #c019
+# %% ../nbs/41_bench.ipynb #c020
 def film(path, n: int):
     "A square that moves before a still wall, n frames at 320 x 240."
     wall = np.random.default_rng(0).integers(90, 110, (240, 320, 3), np.uint8)
@@ -151,7 +153,7 @@ def bench_memory(minutes=(1, 10), random: bool = False) -> dict:
     (few, a), (many, b), (_, none) = *found, alone(hold, 0)
     return {"what": f"extraction memory: {minutes[1]:g} min / {minutes[0]:g} min", "backbone": "mini", "ratio": f"{b / a:.3f}", "aim": "<= 1.10", "note": f"{a:.0f} MB for {few} and {b:.0f} MB for {many} sampled frames; {none:.0f} MB of each are imported libraries"}
 
-# %% ../nbs/41_bench.ipynb #c022
+# %% ../nbs/41_bench.ipynb #c023
 def clips_of(folder, n: int = 2, size: str = "small") -> list:
     "n test videos of MiniStreet as mp4 files."
     plans = [make_plan("test", i, size) for i in range(n)]
@@ -165,7 +167,7 @@ def bench_extraction(clip, path, stride: int = 4, runs: int = 5) -> dict:
     found = ratio(encoder, lambda: extract_video(path, clip, s), runs)
     return row("extraction rate / rate of the backbone alone", clip.identity["name"], found, ">= 0.8", f"{n / found[1]:.1f} of {n / found[0]:.1f} sampled frames a second, {torch.get_num_threads()} threads")
 
-# %% ../nbs/41_bench.ipynb #c023
+# %% ../nbs/41_bench.ipynb #c024
 def worker(box, ready, films, folder, i: int, runs: int, random: bool):
     "In child i of two: one thread; for each run first child 0 alone with all films, then each with its half; [(start, end)]."
     torch.set_num_threads(1)
@@ -192,7 +194,7 @@ def spread(films, folder, runs: int, random: bool) -> dict:
     spans = [max(x[1], y[1]) - min(x[0], y[0]) for x, y in zip(a, b)]
     return {1: statistics.median(spans[0::2]), 2: statistics.median(spans[1::2])}
 
-# %% ../nbs/41_bench.ipynb #c024
+# %% ../nbs/41_bench.ipynb #c025
 def bench_processes(clips, copies: int = 4, runs: int = 3, random: bool = False) -> dict:
     "One row: one process of one thread against two, on copies of these clips."
     with tempfile.TemporaryDirectory() as folder:
@@ -206,6 +208,16 @@ def contents(folder) -> dict:
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 # %% ../nbs/41_bench.ipynb #c027
+def bench_detector(seconds_of: int = 60) -> dict:
+    "One row: the packaged Detector on a 320 x 240 film of MiniStreet's test scenes, its clock started after loading."
+    from stprompt.detector import Detector
+    pictures = (image for i in itertools.count() for image, _ in frames(make_plan("test", i, "small")))
+    with tempfile.TemporaryDirectory() as folder:
+        path, detector = write_video(Path(folder) / "minute.mp4", itertools.islice(pictures, seconds_of * 25), 25), Detector.load()
+        start, found = time.time(), detector.detect(path); spent = time.time() - start
+    return row("Detector: seconds of video / seconds spent", "mini", (seconds_of, spent, seconds_of / spent), "> 1", f"{len(found.events)} events, {torch.get_num_threads()} threads")
+
+# %% ../nbs/41_bench.ipynb #c030
 def bench_effect(size: str = "small", seed: int = 0, rows=("frame_auc", "mean_iou", "patch_auc"), **more) -> list:
     "One row a metric, token and crop side by side, with the 95 % intervals over test videos; and the seconds of extraction."
     from stprompt.jobs import TrainJob, TrainRun, fit_quietly, report
@@ -218,7 +230,7 @@ def bench_effect(size: str = "small", seed: int = 0, rows=("frame_auc", "mean_io
     return [{"what": f"{name}, MiniStreet {size}, token - crop", "backbone": "mini", "ratio": f"{found['token'][name]['mean'] - found['crop'][name]['mean']:+.1f}", "aim": "0",
              "note": f"token {tell(found['token'][name])}, crop {tell(found['crop'][name])}; seed {seed}; extraction {spent['token']:.0f} s and {spent['crop']:.0f} s"} for name in rows]
 
-# %% ../nbs/41_bench.ipynb #c029
+# %% ../nbs/41_bench.ipynb #c032
 def measure(quick: bool, films: list) -> list:
     "Every row, each stage named as it begins."
     rows = []
@@ -226,11 +238,13 @@ def measure(quick: bool, films: list) -> list:
         print("measuring", name, "...", flush=True)
         clip = FrozenCLIP.load(name, weights); rows += bench_windows(clip) + [bench_text(clip), bench_extraction(clip, films[0], 4 if name == "mini" else 16)]
     print("measuring one process against two ...", flush=True); rows.append(bench_processes(films[:2]))
+    print("measuring the detector ...", flush=True); rows.append(bench_detector())
     print("measuring fidelity, adapter, memory ...", flush=True)
     rows += fidelity(clip) + [bench_adapter(), long_adapter(), bench_memory()]
     if not quick: print("token against crop on MiniStreet ...", flush=True); rows += bench_effect()
     return rows
 
+# %% ../nbs/41_bench.ipynb #c033
 def main(argv=()) -> int:
     "Measures everything and writes results/bench; 'quick' measures without section 8 and writes nothing; a folder: its mp4 files in section 7."
     quick, places = "quick" in argv, [Path(a) for a in argv if a != "quick"]
@@ -249,6 +263,6 @@ def written(table: pd.DataFrame, rows: list, start: float) -> int:
     write_atomic(out / "table.md", f"# Speed ratios\n\n{markdown(table)}\n\nEach pair in one run on the same tensors. {found['machine']['cpu']}, {found['machine']['threads']} threads, GPU {found['machine']['gpu']}, torch {found['machine']['torch']}.\n")
     return 0
 
-# %% ../nbs/41_bench.ipynb #c031
+# %% ../nbs/41_bench.ipynb #c035
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main(sys.argv[1:]))
