@@ -156,6 +156,7 @@ class KeyFrame:
     heat: np.ndarray             # float [H, W]
     boxes: np.ndarray            # float [n, 5]: x1 y1 x2 y2 score
 
+# %% ../nbs/23_detector.ipynb #c016
 @dataclass
 class Detection:
     "Everything that was found in one video."
@@ -180,7 +181,7 @@ class Detection:
         rows = [f"  {clock(e.start)} - {clock(e.stop)}  {e.label}  {e.confidence:.2f}" for e in self.events]
         return "\n".join([f"{self.video}: {clock(self.duration)}, {len(self.events)} event{'s' * (len(self.events) != 1)} at or above {self.threshold:.2f}", *rows])
 
-# %% ../nbs/23_detector.ipynb #c016
+# %% ../nbs/23_detector.ipynb #c017
 def clock(seconds: float) -> str:
     "83.25 -> '1:23.2'; with hours where there are any."
     tenths = int(seconds * 10 + 1e-6)
@@ -200,7 +201,7 @@ def to_json(self, path):
 
 Detection.to_json = to_json
 
-# %% ../nbs/23_detector.ipynb #c019
+# %% ../nbs/23_detector.ipynb #c020
 class Detector:
     "A model with its backbone, threshold and localizer: `detector(video)` gives a Detection."
     def __init__(self, model: STPrompt, clip: FrozenCLIP, settings: dict, options=DetectorOptions()):
@@ -223,7 +224,7 @@ class Detector:
         parts = read_frames(source, stride=self.settings["stride"], chunk=self.options.chunk) if isinstance(source, (str, Path)) else source
         return score_stream(parts, self.clip, self.model, self.settings)
 
-# %% ../nbs/23_detector.ipynb #c020
+# %% ../nbs/23_detector.ipynb #c021
 def events_of(self, scores, classes, index, edges) -> list:
     "The events of a curve: classes [T, 1+C], edges [T + 1] in seconds."
     labels, found = list(self.model.options.labels), []
@@ -246,7 +247,7 @@ def key_frames(self, source, events) -> list:
 
 Detector.events_of, Detector.key_frames = events_of, key_frames
 
-# %% ../nbs/23_detector.ipynb #c021
+# %% ../nbs/23_detector.ipynb #c022
 def detect(self, source, progress: bool = False) -> Detection:
     "The whole of one video file or folder of images. Raises VideoError."
     start, info = time.time(), probe(source)
@@ -262,7 +263,7 @@ def detect(self, source, progress: bool = False) -> Detection:
 
 Detector.__call__ = detect
 
-# %% ../nbs/23_detector.ipynb #c026
+# %% ../nbs/23_detector.ipynb #c027
 def jpeg(image: np.ndarray, quality: int = 88) -> str:
     "uint8 [H, W, 3] RGB as a data URI."
     return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()).decode()
@@ -278,7 +279,7 @@ def boxed(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     for x1, y1, x2, y2 in np.asarray(boxes)[:, :4].round().astype(int).tolist(): cv2.rectangle(drawn, (x1, y1), (x2 - 1, y2 - 1), (230, 40, 50), max(1, image.shape[0] // 120))
     return drawn
 
-# %% ../nbs/23_detector.ipynb #c027
+# %% ../nbs/23_detector.ipynb #c028
 WIDE, HIGH = 1000, 180           # of the curve, in units of the SVG
 
 def curve_svg(d: Detection) -> str:
@@ -291,7 +292,7 @@ def curve_svg(d: Detection) -> str:
     return (f'<svg viewBox="0 -6 {WIDE} {HIGH + 34}" role="img" aria-label="anomaly score over time">{shades}<line class="ground" x1="0" x2="{WIDE}" y1="{HIGH}" y2="{HIGH}"/>'
             f'<line class="gate" x1="0" x2="{WIDE}" y1="{up(d.threshold):.1f}" y2="{up(d.threshold):.1f}"/><polyline points="{line}"/>{ticks}</svg>')
 
-# %% ../nbs/23_detector.ipynb #c028
+# %% ../nbs/23_detector.ipynb #c029
 STYLE = """:root{color-scheme:light dark;--ink:#1c2024;--soft:#60646c;--line:#d9dce3;--ground:#fff;--hot:#d13438;--shade:#d1343826}
 @media(prefers-color-scheme:dark){:root{--ink:#edeef0;--soft:#a0a4ac;--line:#3a3d44;--ground:#17181b;--hot:#ff6b6b;--shade:#ff6b6b33}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--ground);max-width:60rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2rem 0 .5rem}
@@ -310,7 +311,7 @@ def figures(d: Detection) -> str:
     return "".join(f'<figure><div class="pair"><img src="{jpeg(boxed(k.image, k.boxes))}" alt="frame {k.frame} with boxes around what looks anomalous"><img src="{jpeg(heated(k.image, k.heat))}" alt="heat map of frame {k.frame}"></div>'
                    f"<figcaption>event {k.event + 1}, {html.escape(d.events[k.event].label)}: frame {k.frame} at {clock(k.time)}</figcaption></figure>" for k in d.keys)
 
-# %% ../nbs/23_detector.ipynb #c029
+# %% ../nbs/23_detector.ipynb #c030
 def report_html(d: Detection) -> str:
     "The report as one page."
     name, m = html.escape(d.video), d.made_with
@@ -327,7 +328,7 @@ def to_html(self, path):
 
 Detection.to_html = to_html
 
-# %% ../nbs/23_detector.ipynb #c032
+# %% ../nbs/23_detector.ipynb #c033
 STRIP = 40                       # rows below the picture
 
 def strip_of(d: Detection, width: int) -> np.ndarray:
@@ -350,7 +351,7 @@ def caption(image: np.ndarray, words: str) -> np.ndarray:
     cv2.putText(drawn, plain, (5, h + 5), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA)
     return drawn
 
-# %% ../nbs/23_detector.ipynb #c033
+# %% ../nbs/23_detector.ipynb #c034
 def annotated(self, detection: Detection, source):
     "Yields every picture of the video with what was found, uint8 [H + STRIP, W, 3]."
     d, boxes, held = detection, np.zeros((0, 5)), None
@@ -372,7 +373,7 @@ def film(self, detection: Detection, source, path, progress: bool = False):
 
 Detector.annotated, Detector.film = annotated, film
 
-# %% ../nbs/23_detector.ipynb #c036
+# %% ../nbs/23_detector.ipynb #c037
 @dataclass(frozen=True)
 class DetectJob:
     "Every parameter of nbs/detect.ipynb."
@@ -390,7 +391,7 @@ class DetectJob:
         if self.device != "cpu" and not (self.device.startswith("cuda") and torch.cuda.is_available()): raise DetectorError(f"parameter device={self.device!r}: choose cpu, or cuda on a machine that has it")
         DetectorOptions(threshold=self.threshold)
 
-# %% ../nbs/23_detector.ipynb #c037
+# %% ../nbs/23_detector.ipynb #c038
 def example_video() -> Path:
     "One of MiniStreet's test videos, rendered into the cache on first use: people walk by, then something happens."
     from stprompt.datasets import cache_dir

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'JobError', 'parameters', 'SourceJob', 'TrainJob', 'check_job', 'texts_of', 'check_places',
-           'open_benchmark', 'own_values', 'pick_device', 'describe', 'TrainRun', 'new_model', 'scores_of', 'validate',
-           'fit_model', 'train', 'score', 'locate', 'searched', 'judged_frames', 'pictures', 'report', 'last_epoch',
-           'finish', 'examples', 'draw_curves', 'draw_heats', 'draw_report', 'SeedJob', 'seed_list', 'with_seed',
-           'fit_quietly', 'run_seeds', 'seed_table', 'untrained_scores', 'darkness_scores', 'explain', 'localizers',
-           'choose_boxes', 'finish_seeds']
+           'open_benchmark', 'own_values', 'pick_device', 'describe', 'TrainRun', 'check_lengths', 'write_split',
+           'new_model', 'scores_of', 'validate', 'fit_model', 'train', 'score', 'locate', 'searched', 'judged_frames',
+           'pictures', 'report', 'last_epoch', 'finish', 'examples', 'draw_curves', 'draw_heats', 'draw_report',
+           'SeedJob', 'seed_list', 'with_seed', 'fit_quietly', 'run_seeds', 'seed_table', 'untrained_scores',
+           'darkness_scores', 'explain', 'localizers', 'choose_boxes', 'finish_seeds']
 
 # %% ../nbs/24_jobs.ipynb #c002
 import dataclasses
@@ -22,15 +22,15 @@ import torch
 from tqdm import tqdm
 
 from .clip import FrozenCLIP
-from .datasets import NORMAL, UBNORMAL_TYPES, cache_dir, hyper
+from .datasets import NORMAL, UBNORMAL_TYPES, hyper
 from .detector import write_settings
-from .features import DATASETS, OWN, FeatureSettings, FeatureStore, extract, load_all, open_dataset
+from .features import DATASETS, OWN, FeatureSettings, FeatureStore, extract, load_all, open_dataset, store_folder
 from .learner import LearnerOptions, class_scores, fit, score_videos, use
 from .localizer import Localizer, LocalizerOptions, fuse, heat_boxes
 from .metrics import annotated_frames, box_floors, box_ious, evaluate, frame_auc, mean_iou, patch_samples, video_auc, video_report, weak_threshold
 from .ministreet import SIZES
 from .model import STPrompt, STPromptOptions
-from .results import LivePlot, Run, draw_curve, draw_localization, draw_metrics, markdown, metric_table, project_root, write_atomic
+from .results import LivePlot, Run, draw_curve, draw_localization, draw_metrics, markdown, metric_table, project_root, write_atomic, write_json
 from .video import read_frames
 
 # %% ../nbs/24_jobs.ipynb #c004
@@ -146,7 +146,7 @@ def describe(benchmark) -> str:
     rows = [f"{split:10s} {len(items):4d} videos, {sum(i.is_abnormal for i in items):4d} abnormal" for split in ("train", "validation", "test") if (items := getattr(benchmark, split)) is not None]
     return "\n".join([f"{benchmark.name}: {', '.join(benchmark.classes.values())}", *rows])
 
-# %% ../nbs/24_jobs.ipynb #c013
+# %% ../nbs/24_jobs.ipynb #c014
 class TrainRun:
     "A job in the making; the stages in order: extract, train, score, report, finish."
     def __init__(self, job: TrainJob, experiment: str = "train"):
@@ -166,13 +166,26 @@ class TrainRun:
 
     def extract(self):
         "Features of every video, from the store or made now; stops when a video cannot be read."
-        self.store = FeatureStore(cache_dir("features", f"{self.benchmark.name}-{self.settings.hash}"), self.settings)
+        self.store = FeatureStore(store_folder(self.benchmark, self.settings, self.job.root), self.settings)
         self.summary = extract(self.benchmark.items(), self.clip, self.store)
         if self.summary.failed: raise JobError("; ".join(f"{id}: {reason}" for id, reason in self.summary.failed[:5]) + f" ({len(self.summary.failed)} videos in all); mend or remove them and run again")
         self.features = load_all(self.benchmark.items(), self.store)
+        check_lengths(self)
         return self.summary
 
-# %% ../nbs/24_jobs.ipynb #c014
+# %% ../nbs/24_jobs.ipynb #c015
+def check_lengths(run: TrainRun):
+    "Before any training: the truth of each test video has as many frames as were decoded. Raises JobError."
+    if not run.benchmark.frame_labels: return
+    counts = {i.id: (run.benchmark.ground_truth(i.id).n_frames, run.features[i.id].n_frames) for i in run.benchmark.test}
+    differ = [f"{id}: the truth has {truth} frames, the video {film}" for id, (truth, film) in counts.items() if truth != film]
+    if differ: raise JobError(f"{'; '.join(differ[:5])} ({len(differ)} videos in all); take the official videos and annotations of one release")
+
+def write_split(run: TrainRun):
+    "split.json: which video was in which split."
+    write_json(run.out / "split.json", {name: [i.id for i in getattr(run.benchmark, name)] for name in ("train", "validation", "test")})
+
+# %% ../nbs/24_jobs.ipynb #c016
 def new_model(run: TrainRun) -> STPrompt:
     "The detector that the job asks for."
     j = run.job
@@ -180,12 +193,12 @@ def new_model(run: TrainRun) -> STPrompt:
     return STPrompt(STPromptOptions(dim=run.clip.dim, token_width=run.clip.token_width, classes=run.benchmark.classes, adapter=j.adapter, layers=j.layers, sigma=float(j.sigma),
                                     prompt_length=j.prompt_length, spatial=j.spatial, branches=j.branches, normalize=j.normalize, clip=run.clip.identity)).to(run.device)
 
-# %% ../nbs/24_jobs.ipynb #c015
+# %% ../nbs/24_jobs.ipynb #c017
 def scores_of(run: TrainRun, items) -> dict:
     "{id: score of every frame} of these videos."
     return score_videos(run.model, {i.id: run.features[i.id] for i in items})
 
-# %% ../nbs/24_jobs.ipynb #c016
+# %% ../nbs/24_jobs.ipynb #c018
 def validate(run: TrainRun):
     "A function model -> video AUC of the validation split, or None where it has only one kind of video."
     items = run.benchmark.validation
@@ -193,7 +206,7 @@ def validate(run: TrainRun):
     if len(set(labels.values())) < 2: return None
     return lambda model: video_auc(score_videos(model, {i.id: run.features[i.id] for i in items}), labels, "topk")
 
-# %% ../nbs/24_jobs.ipynb #c017
+# %% ../nbs/24_jobs.ipynb #c019
 def fit_model(run: TrainRun, on_epoch=None):
     "A new model, fitted to the training split."
     options = LearnerOptions(**own_values(run.job, run.benchmark), seed=run.job.seed, device=run.device)
@@ -208,7 +221,7 @@ def train(run: TrainRun):
     run.run.figure(plot.draw(), "losses"); plt.close("all")
     return run.history
 
-# %% ../nbs/24_jobs.ipynb #c018
+# %% ../nbs/24_jobs.ipynb #c020
 def score(run: TrainRun, which: str = "best"):
     "Scores of every test frame with the best or the last weights, and the gate of TIoU from training videos."
     use(run.model, run.history, which)
@@ -218,7 +231,7 @@ def score(run: TrainRun, which: str = "best"):
     run.truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.test} if run.benchmark.frame_labels else {}
     return run.scores
 
-# %% ../nbs/24_jobs.ipynb #c019
+# %% ../nbs/24_jobs.ipynb #c021
 def locate(run: TrainRun, **options):
     "Heat maps and boxes on the judged test frames: run.boxes, run.samples, run.heats (one frame a video, for the pictures)."
     o = LocalizerOptions(normal=run.job.queries, method=run.job.localizer, mode=run.job.mode, fusion=run.job.fusion)
@@ -233,7 +246,7 @@ def locate(run: TrainRun, **options):
         run.heats[id] = (int(index[middle]), images[middle], heats[middle])
     return run.boxes
 
-# %% ../nbs/24_jobs.ipynb #c020
+# %% ../nbs/24_jobs.ipynb #c022
 def searched(benchmark) -> dict:
     "{label: words} that the localizer looks for: the classes, on UBnormal, which has only one, its 22 kinds of events."
     return {kind: kind for kind in UBNORMAL_TYPES} if benchmark.name == "ubnormal" else benchmark.classes
@@ -244,7 +257,7 @@ def judged_frames(truths: dict, stride: int) -> dict:
     dense = any((np.diff(index) == 1).any() for index in every.values())
     return annotated_frames(truths, stride) if dense else every
 
-# %% ../nbs/24_jobs.ipynb #c021
+# %% ../nbs/24_jobs.ipynb #c023
 def pictures(run: TrainRun, id: str, index: np.ndarray) -> np.ndarray:
     "uint8 [n, H, W, 3]: these frames of a video."
     wanted, kept = set(index.tolist()), []
@@ -252,7 +265,7 @@ def pictures(run: TrainRun, id: str, index: np.ndarray) -> np.ndarray:
         kept += [image for image, i in zip(chunk.images, chunk.index.tolist()) if i in wanted]
     return np.stack(kept)
 
-# %% ../nbs/24_jobs.ipynb #c024
+# %% ../nbs/24_jobs.ipynb #c026
 def report(run: TrainRun):
     "The Report that the benchmark's labels allow; with frame labels also the last epoch's AUC."
     if not run.benchmark.frame_labels:
@@ -270,18 +283,18 @@ def last_epoch(run: TrainRun) -> dict:
     if run.benchmark.frame_labels: return {"frame_auc": frame_auc(scores, run.truths)}
     return {"video_auc": video_auc(scores, {i.id: i.is_abnormal for i in run.benchmark.test}, "topk")}
 
-# %% ../nbs/24_jobs.ipynb #c025
+# %% ../nbs/24_jobs.ipynb #c027
 def finish(run: TrainRun):
     "Writes metrics.json, table.md and the checkpoint with its model card; returns the metrics table."
     metrics = {name: metric["mean"] for name, metric in run.report.metrics.items()}
     run.model.save_pretrained(run.out / "model", metrics=metrics)
-    write_settings(run.out / "model", run.threshold, run.settings, run.job.queries)
+    write_settings(run.out / "model", run.threshold, run.settings, run.job.queries); write_split(run)
     more = {"last_epoch": last_epoch(run), "best_epoch": run.history.best_epoch, "threshold": run.threshold, "extraction": {"videos_made": len(run.summary.done), "seconds": run.summary.seconds},
             "training_seconds": float(sum(run.history.seconds)), "history": run.history.rows()}
     run.run.finish(run.report, **more)
     return metric_table(run.report, run.benchmark.name)
 
-# %% ../nbs/24_jobs.ipynb #c027
+# %% ../nbs/24_jobs.ipynb #c029
 def examples(run: TrainRun, n: int = 6) -> list:
     "Test videos for the pictures: the first of each class, in order of the classes."
     first = {}
@@ -289,7 +302,7 @@ def examples(run: TrainRun, n: int = 6) -> list:
     order = [first[c] for c in run.benchmark.classes if c in first and c != NORMAL] + [first[c] for c in (NORMAL,) if c in first]
     return order[:n - 1] + order[-1:] if len(order) > n else order
 
-# %% ../nbs/24_jobs.ipynb #c028
+# %% ../nbs/24_jobs.ipynb #c030
 def draw_curves(run: TrainRun):
     "Scores of one test video a class."
     items = examples(run, 8)
@@ -301,7 +314,7 @@ def draw_curves(run: TrainRun):
     run.run.figure(figure, "curves")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c029
+# %% ../nbs/24_jobs.ipynb #c031
 def draw_heats(run: TrainRun):
     "Heat map and boxes of one abnormal test video a class; says so where a benchmark has no boxes."
     chosen = [i for i in examples(run, 8) if i.id in getattr(run, "heats", {})]
@@ -314,7 +327,7 @@ def draw_heats(run: TrainRun):
     run.run.figure(figure, "localization")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c030
+# %% ../nbs/24_jobs.ipynb #c032
 def draw_report(run: TrainRun):
     "All metrics with intervals and floors."
     figure, ax = plt.subplots(figsize=(6, 2.4))
@@ -322,7 +335,7 @@ def draw_report(run: TrainRun):
     run.run.figure(figure, "metrics")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c032
+# %% ../nbs/24_jobs.ipynb #c034
 @dataclass(frozen=True)
 class SeedJob(TrainJob):
     "TrainJob with several seeds; `seed` is not used."
@@ -348,7 +361,7 @@ def fit_quietly(run: TrainRun):
     score(run)
     return run
 
-# %% ../nbs/24_jobs.ipynb #c033
+# %% ../nbs/24_jobs.ipynb #c035
 def run_seeds(run: TrainRun) -> dict:
     "{seed: TrainRun}, each fitted, localized and reported."
     runs = {}
@@ -364,7 +377,7 @@ def seed_table(runs: dict) -> pd.DataFrame:
     table = pd.DataFrame(rows).T
     return pd.concat([table, table.agg(["mean", "std"])]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c034
+# %% ../nbs/24_jobs.ipynb #c036
 def untrained_scores(run: TrainRun, queries: str) -> dict:
     "{id: frame scores} with no training: the largest eq. 11 of a frame's 32 x 32 windows."
     localizer = Localizer(run.clip, searched(run.benchmark), LocalizerOptions(normal=queries, mode=run.job.mode))
@@ -378,7 +391,7 @@ def darkness_scores(run: TrainRun) -> dict:
     "{id: frame scores} of a detector that only measures how dark a frame is."
     return {i.id: run.features[i.id].to_frames(np.concatenate([255 - c.images.mean((1, 2, 3)) for c in read_frames(i.source, stride=run.settings.stride) if len(c.images)])) for i in run.benchmark.test}
 
-# %% ../nbs/24_jobs.ipynb #c035
+# %% ../nbs/24_jobs.ipynb #c037
 def explain(run: TrainRun, seeds: tuple = (0,)) -> pd.DataFrame:
     "Frame AUC of each stage on its own; trained rows are means over these seeds."
     truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.test}
@@ -389,9 +402,10 @@ def explain(run: TrainRun, seeds: tuple = (0,)) -> pd.DataFrame:
         rows.append((f"trained, windows: {spatial}", np.mean(aucs), np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan))
     return pd.DataFrame(rows, columns=["signal", "frame AUC", "std over seeds"]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c036
+# %% ../nbs/24_jobs.ipynb #c038
 def localizers(run: TrainRun) -> pd.DataFrame:
     "Mean IoU and patch AUC of each localizer on the same frames, beside the best trivial box; `run` is scored already."
+    if not annotated_frames(run.truths): print("no localizers compared: this benchmark has no boxes"); return pd.DataFrame()
     rows = []
     for name, options in (("eq. 11, paper's normal queries", {"normal": "paper"}), ("eq. 11, extended normal queries", {"normal": "extended"}), ("eq. 1 on windows", {"method": "motion"}), ("eq. 1 on pixels", {"method": "pixels"})):
         locate(run, **options)
@@ -399,7 +413,7 @@ def localizers(run: TrainRun) -> pd.DataFrame:
         rows.append((name, r["mean_iou"], r["tiou"], r["patch_auc"], r.floors["iou best"]))
     return pd.DataFrame(rows, columns=["localizer", "mean IoU", "TIoU", "patch AUC", "best trivial IoU"]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c038
+# %% ../nbs/24_jobs.ipynb #c040
 def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, .7, 1.), thresholds=(.5, .6, .7, .8)) -> pd.DataFrame:
     "Mean IoU on the abnormal validation videos for each lambda (rows) and threshold (columns), beside the best trivial box."
     if run.job.dataset != "ministreet": print("no choice to make: only MiniStreet has boxes on training videos"); return pd.DataFrame()
@@ -415,7 +429,7 @@ def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, 
             rows[normal, weight] = {threshold: mean_iou(box_ious(boxes(threshold), truths, frames)) for threshold in thresholds} | {"best trivial": floor}
     return pd.DataFrame(rows).T.rename_axis(["queries", "lambda"]).round(1)
 
-# %% ../nbs/24_jobs.ipynb #c039
+# %% ../nbs/24_jobs.ipynb #c041
 def finish_seeds(run: TrainRun, runs: dict, stages: pd.DataFrame, places: pd.DataFrame, choices: pd.DataFrame):
     "metrics.json and table.md over all seeds, with the stages' and localizers' tables; the last seed's model."
     run.run.record.seeds = list(runs)
@@ -423,7 +437,7 @@ def finish_seeds(run: TrainRun, runs: dict, stages: pd.DataFrame, places: pd.Dat
                    last_epoch={seed: r.last for seed, r in runs.items()}, best_epoch={seed: r.history.best_epoch for seed, r in runs.items()})
     first = runs[seed_list(run.job)[0]]
     first.model.save_pretrained(run.out / "model", metrics={name: metric["mean"] for name, metric in first.report.metrics.items()})
-    write_settings(run.out / "model", first.threshold, run.settings, run.job.queries)
+    write_settings(run.out / "model", first.threshold, run.settings, run.job.queries); write_split(run)
     page = run.out / "table.md"
     write_atomic(page, "\n".join([page.read_text().rstrip(), "", "## Each stage on its own", "", markdown(stages.fillna("")), "", "## Localizers on the same frames (first seed)", "", markdown(places), "",
                              "## Mean IoU on validation videos, by weight of the small windows and threshold of the boxes", "", markdown(choices.reset_index()), ""]))

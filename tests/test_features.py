@@ -457,7 +457,7 @@ def test_accelerate_launch_makes_the_store_of_one_process(tmp_path):
     contents = lambda root: {str(p.relative_to(tmp_path / root)): p.read_bytes() for p in (tmp_path / root).rglob("*") if p.is_file()}
     assert contents("one") == contents("two") and len(contents("one")) == 7
 
-@pytest.mark.parametrize("wrong, said", [(dict(dataset="ucf"), "dataset='ucf': choose one of folder, "), (dict(stride="4"), "stride='4': expected int"), (dict(root="nowhere"), "root='nowhere': no such folder"), (dict(patches=1), "patches=1: expected bool"),
+@pytest.mark.parametrize("wrong, said", [(dict(dataset="ucf"), "dataset='ucf': choose one of ministreet, folder, "), (dict(stride="4"), "stride='4': expected int"), (dict(root="nowhere"), "root='nowhere': no such folder"), (dict(patches=1), "patches=1: expected bool"),
                                          (dict(root=""), "root='': no such folder"), (dict(crops=5), "crops=5"), (dict(shard="1/1"), "shard='1/1'"), (dict(mode="all"), "mode='all'"), (dict(stride=-1), "stride=-1"), (dict(k=0), "k=0")], ids=str)
 def test_a_wrong_parameter_of_the_job(tmp_path, wrong, said):
     with pytest.raises(FeatureError, match=said): module.ExtractJob(**{"root": str(tmp_path), **wrong})
