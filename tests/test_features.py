@@ -267,6 +267,19 @@ def test_bad_videos_are_written_down_and_the_rest_goes_on(clip, settings, tmp_pa
     again = extract([*bad, *good], clip, store, progress=False)
     assert again.done == ["cut.mp4"] and again.skipped == ["good", "one"] and len(again.failed) == len(bad) - 1 and "cut.mp4" not in failures(store)
 
+def test_videos_that_lie(clip, settings, tmp_path):
+    "A header with too many frames: said, and every frame that is there counts. A size that changes midway: written down."
+    parts = [film(tmp_path / f"{n}.h264", 8, size).read_bytes() for n, size in enumerate([(48, 64), (64, 96)])]
+    (tmp_path / "change.h264").write_bytes(b"".join(parts))
+    data = film(tmp_path / "lie.avi", 40).read_bytes()
+    for tag, offset in ((b"avih", 24), (b"strh", 40)):
+        at = data.index(tag) + offset; assert int.from_bytes(data[at:at + 4], "little") == 40
+        data = data[:at] + (200).to_bytes(4, "little") + data[at + 4:]
+    (tmp_path / "lie.avi").write_bytes(data)
+    store = FeatureStore(tmp_path / "store", settings)
+    with pytest.warns(UserWarning, match="claims 200 frames, 40 are there"): summary = extract([VideoItem("change", tmp_path / "change.h264"), VideoItem("lie", tmp_path / "lie.avi")], clip, store, progress=False)
+    assert summary.done == ["lie"] and store.load("lie").n_frames == 40 and "picture size changes from 48 x 64 to 64 x 96" in failures(store)["change"]
+
 def test_a_note_left_beside_a_whole_file_goes(clip, settings, tmp_path, video):
     "Killed between the features' and the note's end."
     item, store = VideoItem("a", video), FeatureStore(tmp_path, settings)

@@ -109,6 +109,22 @@ def test_lying_frame_count(tmp_path, clip):
     info = probe(film)
     assert len(frames) == frames.seen == info.n_frames == 40 and info.claimed == 200 and info.duration == pytest.approx(1.6)
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_lying_frame_rate(tmp_path, suffix):
+    "A header that says 25 frames a second where the time stamps say 8: the stamps count."
+    film = tmp_path/f"lie{suffix}"
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24"); frame.pts, frame.time_base = 125*i, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames, info = read_all(film), probe(film)
+    np.testing.assert_allclose(frames.time, np.arange(20)/8, atol=2e-3)
+    assert info.n_frames == 20 and info.fps == pytest.approx(8, rel=1e-3) and info.duration == pytest.approx(2.5, rel=1e-3)
+
 def test_size_change_midway(tmp_path):
     parts = [encode(tmp_path/f"{i}.h264", 10, *size).read_bytes() for i, size in enumerate([(48, 64), (64, 96)])]
     film = tmp_path/"change.h264"; film.write_bytes(b"".join(parts))
