@@ -43,6 +43,7 @@ class Frames:
     index: np.ndarray        # int64 [n], 0-based numbers in the full video
     time: np.ndarray         # float64 [n], seconds since the first picture
     seen: int = 0            # pictures decoded so far; in the last chunk: the true length of what was read
+    until: float = 0.0       # seconds of the last of these: the mean frame rate is (seen - 1) / until
 
     def __len__(self): return len(self.index)
 
@@ -254,21 +255,22 @@ def _same_size(pictures, size, source):
 
 def _chunks(pictures, stride, start, size, chunk, source):
     "Group every stride-th picture from `start` on into Frames of at most `chunk`."
-    kept, seen = [], 0
+    kept, seen, until = [], 0, 0.0
     for seen, (seconds, rgb) in enumerate(pictures, 1):
+        last, until = until, seconds
         n = seen - 1
         if n < start or (n - start) % stride: continue
         if len(kept) == chunk:
-            yield _stacked(kept, n)
+            yield _stacked(kept, n, last)
             kept = []
         kept.append((_resized(rgb(), size), n, seconds))
     if not kept: raise VideoError(f"{source}: start={start} lies past its end, it has {seen} frames; choose a smaller start")
-    yield _stacked(kept, seen)
+    yield _stacked(kept, seen, until)
 
-def _stacked(kept, seen):
+def _stacked(kept, seen, until):
     "[(image, number, seconds)] -> Frames."
     images, index, time = zip(*kept)
-    return Frames(np.stack(images), np.array(index, np.int64), np.array(time, np.float64), seen)
+    return Frames(np.stack(images), np.array(index, np.int64), np.array(time, np.float64), seen, until)
 
 # %% ../nbs/00_video.ipynb #c037
 def read_frames(
@@ -290,7 +292,7 @@ def read_frames(
 def read_all(source, **options):
     "All chosen pictures of a short video as one `Frames`; the options of `read_frames`."
     parts = list(read_frames(source, **options))
-    return Frames(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("images", "index", "time")), parts[-1].seen)
+    return Frames(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("images", "index", "time")), parts[-1].seen, parts[-1].until)
 
 # %% ../nbs/00_video.ipynb #c045
 def _probe_file(path):
