@@ -83,7 +83,7 @@ def test_an_image_folder_and_odd_sizes(clip, settings, tmp_path):
 def test_a_variable_frame_rate_keeps_its_times(clip, settings, tmp_path):
     times = np.cumsum([0, *([.04] * 7), *([.2] * 4)])
     f = extract_video(film(tmp_path / "v.mkv", 12, times=times), clip, settings)
-    assert np.allclose(f.time, times[::4], atol=2e-3) and f.to_frames([1, 2, 3]).tolist() == [1] * 4 + [2] * 4 + [3] * 4
+    assert f.fps == pytest.approx(11 / times[-1], rel=1e-3) and np.allclose(f.time, times[::4], atol=2e-3) and f.to_frames([1, 2, 3]).tolist() == [1] * 4 + [2] * 4 + [3] * 4
 
 def test_the_backbone_may_fail_without_hanging(clip, settings, video, monkeypatch):
     "An error while encoding ends the decoding thread too."
