@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['NORMAL', 'PAPER', 'HYPER', 'UCF_CRIME', 'SHANGHAITECH', 'UBNORMAL_TYPES', 'UBNORMAL', 'XD_VIOLENCE', 'XD_CODES',
-           'UCSD_PED2', 'DatasetError', 'VideoItem', 'GroundTruth', 'mask_of_ranges', 'no_ground_truth', 'Benchmark',
-           'hyper', 'text_of', 'is_normal_name', 'split_items', 'folder_benchmark', 'cache_dir']
+           'UCSD_PED2', 'CSV_COLUMNS', 'SPLITS', 'DatasetError', 'VideoItem', 'GroundTruth', 'mask_of_ranges',
+           'no_ground_truth', 'Benchmark', 'hyper', 'text_of', 'is_normal_name', 'split_items', 'folder_benchmark',
+           'csv_rows', 'ListedVideo', 'csv_videos', 'csv_benchmark', 'cache_dir']
 
 # %% ../nbs/01_datasets.ipynb #c003
-import hashlib, os, re
+import csv, hashlib, io, math, os, re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import numpy as np
-from .video import VIDEO_SUFFIXES, IMAGE_SUFFIXES, natural_key
+from .video import VIDEO_SUFFIXES, IMAGE_SUFFIXES, natural_key, probe
 
 # %% ../nbs/01_datasets.ipynb #c006
 NORMAL = "Normal"                    # the one label every benchmark shares
@@ -136,6 +137,7 @@ HYPER = {
     "ucsd_ped2":    PAPER | dict(lr=1e-3, epochs=30),       # not in the paper; 28 short videos in all
     "ministreet":   PAPER | dict(lr=1e-3, epochs=30),       # the bundled benchmark: 30 to 90 steps; chosen on its validation videos
     "folder":       PAPER | dict(lr=1e-3, epochs=30),       # your own clips: few, like those of the bundled benchmark
+    "csv":          PAPER | dict(lr=1e-3, epochs=30),       # the same, from a list
 }
 
 # %% ../nbs/01_datasets.ipynb #c018
@@ -258,6 +260,123 @@ def folder_benchmark(
     return Benchmark(Path(root).resolve().name, _folder_classes(list(items), texts, normal), train, validation, test, settings["stride"], settings=settings)
 
 # %% ../nbs/01_datasets.ipynb #c039
+CSV_COLUMNS, SPLITS = ("path", "label", "start", "end", "split"), ("train", "validation", "test")
+
+def _checked_header(cells, path):
+    "The column names of a list. Raises DatasetError."
+    header = [cell.strip().lower() for cell in cells]
+    wrong = [name for name in header if name not in CSV_COLUMNS or header.count(name) > 1]
+    if wrong or not {"path", "label"} <= set(header) or ("start" in header) != ("end" in header):
+        raise DatasetError(f"{path}, line 1: expected the columns path,label[,start,end][,split], found {','.join(header) or 'nothing'}; mend the first line")
+    return header
+
+def csv_rows(path):
+    "[(line, {column: text})] of a list; blank lines are left out. Raises DatasetError."
+    try: text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error: raise DatasetError(f"{path}: no list can be read here ({error.strerror}); expected a CSV file path,label[,start,end][,split]") from None
+    except UnicodeDecodeError: raise DatasetError(f"{path}: expected a CSV file in UTF-8; save it as that") from None
+    reader, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells): rows.append((reader.line_num, cells))
+    except csv.Error as error: raise DatasetError(f"{path}, line {reader.line_num}: no CSV ({error}); mend the line") from None
+    header = _checked_header(rows[0][1] if rows else [], path)
+    for line, cells in rows:
+        if len(cells) != len(header): raise DatasetError(f"{path}, line {line}: expected {len(header)} cells, found {len(cells)}; mend the line")
+    return [(line, dict(zip(header, (cell.strip() for cell in cells)))) for line, cells in rows[1:]]
+
+# %% ../nbs/01_datasets.ipynb #c040
+def _csv_range(row, where):
+    "(start, end) in seconds, None without. Raises DatasetError."
+    start, end = row.get("start", ""), row.get("end", "")
+    if not start and not end: return None
+    try: found = float(start), float(end)
+    except ValueError: found = (math.nan, math.nan)
+    if not 0 <= found[0] < found[1] < math.inf: raise DatasetError(f"{where}: expected start and end in seconds with 0 <= start < end, found {start!r} and {end!r}; mend the line")
+    return found
+
+def _csv_source(text, root, where):
+    "(id, path) of a video that lies below root. Raises DatasetError."
+    name = PurePosixPath(text.replace("\\", "/"))
+    if not text or "\0" in text or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]: raise DatasetError(f"{where}: path {text!r} is empty or leads out of {root}; give a path relative to it")
+    source = Path(root)/name
+    if not _is_source(source): raise DatasetError(f"{where}: there is no video {source} ({', '.join(VIDEO_SUFFIXES)} or a folder of images); correct the path or remove the line")
+    return str(name.with_suffix("") if source.is_file() else name), source
+
+# %% ../nbs/01_datasets.ipynb #c041
+@dataclass
+class ListedVideo:
+    "What all rows of one video say together."
+    source: Path
+    line: int                                       # of its first row
+    labels: list = field(default_factory=list)
+    ranges: list = field(default_factory=list)      # (start, end) in seconds
+    rows: set = field(default_factory=set)
+    split: str = ""
+
+    def add(self, label, span, split, where):
+        "One more row. Raises DatasetError where it contradicts or repeats another."
+        if (label, span) in self.rows: raise DatasetError(f"{where}: says the same of this video as a line above; remove one")
+        if self.rows and split != self.split: raise DatasetError(f"{where}: split {split!r}, but {self.split!r} above for the same video; a video is in one split")
+        if span and label == NORMAL: raise DatasetError(f"{where}: a range of a {NORMAL} video; ranges say when something abnormal happens")
+        self.rows.add((label, span)); self.split = split
+        if label not in self.labels: self.labels.append(label)
+        if span: self.ranges.append(span)
+        if NORMAL in self.labels and len(self.labels) > 1: raise DatasetError(f"{where}: the same video is {NORMAL} and {next(l for l in self.labels if l != NORMAL)}; it can only be one")
+
+# %% ../nbs/01_datasets.ipynb #c042
+def csv_videos(path, root=None):
+    "{id: ListedVideo} of a list. Raises DatasetError with file and line."
+    root, found, rows = Path(root or Path(path).parent), {}, csv_rows(path)
+    for line, row in rows:
+        where, label, split = f"{path}, line {line}", row["label"], row.get("split", "").lower()
+        if not label: raise DatasetError(f"{where}: has no label; write {NORMAL} if nothing happens in it")
+        if "split" in row and split not in SPLITS: raise DatasetError(f"{where}: split {row['split']!r}; choose one of {', '.join(SPLITS)} in every line, or leave the column out")
+        id, source = _csv_source(row["path"], root, where)
+        if id in found and found[id].source != source: raise DatasetError(f"{where}: {source.name} and {found[id].source.name} differ in their suffix only; rename one")
+        found.setdefault(id, ListedVideo(source, line)).add(NORMAL if label.lower() == NORMAL.lower() else label, _csv_range(row, where), split, where)
+    kinds = {NORMAL in video.labels for video in found.values()}
+    for kind, name in ((True, NORMAL), (False, "abnormal")):
+        if kind not in kinds: raise DatasetError(f"{path}: lists no {name} video; learning needs both")
+    return found
+
+# %% ../nbs/01_datasets.ipynb #c043
+def _listed_truth(path, videos):
+    "id -> GroundTruth: ranges in seconds become frames by the video's mean rate. Raises DatasetError."
+    def truth(id):
+        video, info = videos[id], probe(videos[id].source)
+        late = [end for _, end in video.ranges if end > info.duration + 1 / info.fps]
+        if late: raise DatasetError(f"{path}, line {video.line}: {video.source.name} has a range up to {late[0]:g} s, but lasts {info.duration:.2f} s; correct the range")
+        frames = [(min(round(start * info.fps), info.n_frames - 1), min(round(end * info.fps), info.n_frames)) for start, end in video.ranges]
+        return GroundTruth(info.n_frames, info.size, mask_of_ranges([(a, max(a + 1, b)) for a, b in frames], info.n_frames))
+    return truth
+
+def _listed_splits(videos, seed, test_fraction, validation_fraction):
+    "(train, validation, test) items: as listed, else each class divided."
+    items = [VideoItem(id, video.source, tuple(video.labels)) for id, video in videos.items()]
+    if all(video.split for video in videos.values()): return [tuple(i for i in items if videos[i.id].split == name) for name in SPLITS]
+    parts = [split_items([i for i in items if i.labels == labels], seed, test_fraction, validation_fraction) for labels in sorted({i.labels for i in items})]
+    return [sum((part[k] for part in parts), ()) for k in range(3)]
+
+# %% ../nbs/01_datasets.ipynb #c044
+def csv_benchmark(
+    path,                        # the list
+    root=None,                   # what its paths are relative to; None = its folder
+    seed=0,                      # of the split, without a column for it
+    test_fraction=.3, validation_fraction=.15,
+    texts=None,                  # {label: text for CLIP} where the label is not good enough
+):
+    "A Benchmark of one's own list; with ranges it has frame labels. Raises DatasetError."
+    videos = csv_videos(path, root)
+    train, validation, test = _listed_splits(videos, seed, test_fraction, validation_fraction)
+    timed = any(video.ranges for video in videos.values())
+    untold = [videos[i.id].line for i in test if timed and i.is_abnormal and not videos[i.id].ranges]
+    if untold: raise DatasetError(f"{path}, line {untold[0]}: an abnormal test video without start and end, while others have them; add its range, or put it into train")
+    labels, settings = sorted({label for video in videos.values() for label in video.labels}), hyper("csv")
+    classes = _folder_classes(labels, texts, NORMAL)
+    return Benchmark(Path(path).stem, classes, train, validation, test, settings["stride"], timed, _listed_truth(path, videos) if timed else no_ground_truth, settings=settings)
+
+# %% ../nbs/01_datasets.ipynb #c048
 def cache_dir(*parts):
     "The cache folder, or a path in it: $STPROMPT_CACHE, else ~/.cache/stprompt. Not created."
     return Path(os.environ.get("STPROMPT_CACHE") or Path.home()/".cache"/"stprompt").expanduser().joinpath(*parts)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from .benchmarks import shanghaitech, ubnormal, ucf_crime, ucsd_ped2, xd_violence
 from .clip import FrozenCLIP, squeeze
-from .datasets import NORMAL, XD_CODES, Benchmark, VideoItem, cache_dir, folder_benchmark
+from .datasets import NORMAL, XD_CODES, Benchmark, VideoItem, cache_dir, csv_benchmark, folder_benchmark
 from .ministreet import ministreet
 from .motion import MODES, StreamingMotion, aggregate
 from .video import VideoError, probe, read_frames
@@ -280,12 +280,12 @@ class Ended:
 
 def prepared(source, s: FeatureSettings, side: int, chunk: int = 16):
     "The parts of one video, then its end: all that does not need the backbone."
-    seen, size = 0, ()
+    seen, size, until = 0, (), 0.
     try:
         for part in read_frames(source, stride=s.stride, chunk=chunk):
-            seen, size = part.seen, part.images.shape[1:3]
+            seen, size, until = part.seen, part.images.shape[1:3], part.until
             yield Part(part.index, part.time, views(part.images, side, s.crops))
-        yield Ended(seen, size, float(probe(source).fps))
+        yield Ended(seen, size, (seen - 1) / until if until else float(probe(source).fps))
     except (VideoError, OSError) as error: yield Ended(error=error)
 
 # %% ../nbs/05_features.ipynb #c025
@@ -474,7 +474,7 @@ def option(default, help: str): return field(default=default, metadata={"help": 
 @dataclass(frozen=True)
 class ExtractJob:
     "What to extract, with which backbone, to where."
-    dataset: str = option("folder", "folder | ministreet | ucf_crime | shanghaitech | ubnormal | xd_violence | ucsd_ped2")
+    dataset: str = option("folder", "folder | csv | ministreet | ucf_crime | shanghaitech | ubnormal | xd_violence | ucsd_ped2")
     root: str = option("", "where the videos are; folder: class folders (root/class/video.mp4); ministreet: where to render, empty for the cache")
     annotations: str = option("", "where the official lists are; empty: in root")
     size: str = option("small", "ministreet: small | full")
@@ -498,11 +498,12 @@ def check_extract(job: ExtractJob):
         kind = {"str": str, "int": int, "bool": bool}.get(f.type, f.type)
         if type(getattr(job, f.name)) is not kind: raise FeatureError(f"parameter {f.name}={getattr(job, f.name)!r}: expected {kind.__name__}")
     if job.dataset not in DATASETS: raise FeatureError(f"parameter dataset={job.dataset!r}: choose one of {', '.join(DATASETS)}")
-    if job.dataset != "ministreet" and not (job.root and Path(job.root).expanduser().is_dir()): raise FeatureError(f"parameter root={job.root!r}: no such folder; {job.dataset} needs the folder of its videos")
+    place, kind = Path(job.root).expanduser(), "list" if job.dataset == "csv" else "folder"
+    if job.dataset != "ministreet" and not (job.root and (place.is_file() if kind == "list" else place.is_dir())): raise FeatureError(f"parameter root={job.root!r}: no such {kind}; {job.dataset} needs the {kind} of its videos")
     FeatureSettings({}, job.stride or 1, mode=job.mode, k=job.k, crops=job.crops); shard((), job.shard)
 
 # %% ../nbs/05_features.ipynb #c049
-OWN = {"folder": folder_benchmark}
+OWN = {"folder": folder_benchmark, "csv": csv_benchmark}
 OFFICIAL = {"ucf_crime": ucf_crime, "shanghaitech": shanghaitech, "xd_violence": xd_violence}
 DATASETS = ("ministreet", *OWN, *OFFICIAL, "ubnormal", "ucsd_ped2")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from stprompt.datasets import (NORMAL, HYPER, Benchmark, DatasetError, GroundTruth, VideoItem, folder_benchmark, hyper, is_normal_name,
+from stprompt.datasets import (NORMAL, HYPER, SPLITS, Benchmark, DatasetError, GroundTruth, VideoItem, csv_benchmark, folder_benchmark, hyper, is_normal_name,
                                mask_of_ranges, split_items, text_of)
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
@@ -120,3 +120,78 @@ def test_real_folder():
     b = folder_benchmark(SHARED/"surv_fight")
     assert (len(b.train), len(b.validation), len(b.test)) == (110, 30, 60) and b.classes == {NORMAL: "normal", "fight": "fight"}
     assert sum(i.is_abnormal for i in b.test) == 30 and all(i.source.is_file() for i in b.items())
+
+
+# ---- one's own list ---------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    "Ten one-second videos."
+    from stprompt.video import write_video
+    root = tmp_path_factory.mktemp("films")
+    for i in range(10): write_video(root/f"v{i}.mp4", [np.full((32, 32, 3), 20 * i, np.uint8)] * 25, 25)
+    return root
+
+def listed(root, text, **options):
+    path = root/"list.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return csv_benchmark(path, **options)
+
+BASE = "v0.mp4,Normal,,\nv1.mp4,Normal,,\nv2.mp4,Fire,.2,.6\nv3.mp4,Fire,0,1\nv4.mp4,Brawl,.5,1\n"
+
+@pytest.mark.parametrize("text, words", [
+    ("", "line 1: expected the columns"), ("path\nv0.mp4\n", "line 1"), ("path,label,colour\n", "line 1.*colour"), ("path,label,start\n", "line 1"), ("path,path,label\n", "line 1"),
+    ("path,label\nv0.mp4\n", "line 2: expected 2 cells, found 1"), ("path,label\nv0.mp4,Fire,1\n", "line 2: expected 2 cells, found 3"), ("path,label\nv0.mp4,\n", "line 2: has no label"),
+    ("path,label\n,Fire\n", "line 2: path ''"), ("path,label\nv77.mp4,Fire\n", "line 2: there is no video"), ("path,label\n../v0.mp4,Fire\n", "line 2.*leads out"), ("path,label\n/etc/passwd,Fire\n", "line 2.*leads out"),
+    ("path,label\n..\\v0.mp4,Fire\n", "line 2.*leads out"), ("path,label\nC:\\v0.mp4,Fire\n", "line 2.*leads out"), ('path,label\n"v0.mp4,Fire\n', "no CSV"),
+    ("path,label,start,end\n" + BASE + "v5.mp4,Fire,.5,\n", "line 7.*'0?.5' and ''"), ("path,label,start,end\n" + BASE + "v5.mp4,Fire,a,b\n", "line 7.*'a' and 'b'"),
+    ("path,label,start,end\n" + BASE + "v5.mp4,Fire,-1,1\n", "line 7.*0 <= start"), ("path,label,start,end\n" + BASE + "v5.mp4,Fire,1,1\n", "line 7"), ("path,label,start,end\n" + BASE + "v5.mp4,Fire,nan,1\n", "line 7"),
+    ("path,label,start,end\n" + BASE + "v5.mp4,Fire,0,inf\n", "line 7"), ("path,label,start,end\n" + BASE + "v2.mp4,Fire,.2,.6\n", "line 7: says the same"), ("path,label,start,end\n" + BASE + "v0.mp4,Fire,0,1\n", "line 7.*it can only be one"),
+    ("path,label,start,end\n" + BASE + "v5.mp4,Normal,0,1\n", "line 7: a range of a Normal video"), ("path,label,split\nv0.mp4,Normal,train\nv1.mp4,Fire,dev\n", "line 3: split 'dev'"),
+    ("path,label,split\nv0.mp4,Normal,train\nv1.mp4,Fire,\n", "line 3: split ''"), ("path,label,split\nv0.mp4,Normal,train\nv1.mp4,Fire,test\nv1.mp4,Brawl,train\n", "line 4: split 'train', but 'test'"),
+    ("path,label\nv0.mp4,Fire\n", "lists no Normal video"), ("path,label\nv0.mp4,normal\n", "lists no abnormal video"), (b"path,label\nv0.mp4,\xff\xfe\n", "UTF-8"),
+    ("path,label,start,end,split\nv0.mp4,Normal,,,test\nv1.mp4,Fire,0,1,test\nv2.mp4,Fire,,,test\n", "line 4: an abnormal test video without start and end")])
+def test_a_wrong_list_is_refused_with_its_line(films, text, words):
+    with pytest.raises(DatasetError, match=words): listed(films, text)
+
+def test_a_range_past_the_end_is_named(films):
+    bench = listed(films, "path,label,start,end,split\nv0.mp4,Normal,,,train\nv1.mp4,Fire,0,9,test\n")
+    with pytest.raises(DatasetError, match="line 3: v1.mp4 has a range up to 9 s, but lasts 1.00 s"): bench.ground_truth("v1")
+
+def test_oddities_of_a_list_are_accepted(films):
+    plain = listed(films, "path,label,start,end\n" + BASE)
+    odd = listed(films, b"\xef\xbb\xbfPath , Label,start,end\r\n\r\n" + BASE.replace("\n", "\r\n").replace("Normal", " NORMAL ").rstrip().encode())
+    assert odd.sha256 == plain.sha256 and odd.frame_labels and (odd.ground_truth("v2").mask == plain.ground_truth("v2").mask).all()
+    assert plain.ground_truth("v2").mask.nonzero()[0].tolist() == list(range(5, 15)) and plain.classes == {"Normal": "normal", "Brawl": "brawl", "Fire": "fire"}
+    assert not listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,Fire\n").frame_labels
+
+def test_a_label_that_only_looks_normal_is_none(films):
+    assert listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,nonsense\n").item("v1").is_abnormal
+
+@given(st.binary(max_size=120))
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_are_a_list_or_an_error(films, data):
+    for content in (data, b"path,label,start,end\n" + data, b"path,label,split\nv0.mp4,Normal,train\n" + data):
+        try: bench = listed(films, content)
+        except DatasetError as error: assert "list.csv" in str(error)
+        else: assert bench.items()
+
+words = st.text("abcXYZ é'-", min_size=1, max_size=8).map(str.strip).filter(lambda w: w and w.lower() != "normal")
+@given(st.lists(st.tuples(st.sampled_from(SPLITS), st.lists(words, max_size=2, unique=True), st.integers(0, 20), st.integers(1, 5)), min_size=2, max_size=10))
+@settings(max_examples=60, deadline=None)
+def test_a_valid_list_says_exactly_what_was_written(films, videos):
+    videos[0], videos[1] = ("train", [], 0, 1), ("train", ["Fire"], 2, 3)
+    rows = ["path,label,start,end,split"]
+    for i, (split, labels, start, length) in enumerate(videos):
+        rows += [f'v{i}.mp4,"{label}",{start / 25},{(start + length) / 25},{split}' for label in labels] or [f"v{i}.mp4,Normal,,,{split}"]
+    bench = listed(films, "\n".join(rows))
+    for i, (split, labels, start, length) in enumerate(videos):
+        item = bench.item(f"v{i}")
+        assert item in getattr(bench, split) and item.labels == (tuple(labels) or (NORMAL,))
+        assert bench.ground_truth(item.id).mask.nonzero()[0].tolist() == (list(range(start, start + length)) if labels else [])
+
+def test_the_own_data_notebook_runs(tmp_path):
+    import json, papermill
+    root = Path(__file__).resolve().parent.parent
+    papermill.execute_notebook(str(root/"nbs"/"own_data.ipynb"), str(tmp_path/"executed.ipynb"), {"epochs": 2, "out": str(tmp_path/"out")}, progress_bar=False, cwd=str(tmp_path))
+    found = json.loads((tmp_path/"out"/"metrics.json").read_text())
+    assert {"frame_auc", "ano_auc", "frame_ap"} <= set(found["metrics"]) and "no boxes" in found["skipped"]["mean_iou"] and len(json.loads((tmp_path/"out"/"split.json").read_text())["test"]) == 12
