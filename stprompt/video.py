@@ -253,6 +253,7 @@ def _same_size(pictures, size, source):
         last = found
         yield seconds, rgb
 
+# %% ../nbs/00_video.ipynb #c037
 def _chunks(pictures, stride, start, size, chunk, source):
     "Group every stride-th picture from `start` on into Frames of at most `chunk`."
     kept, seen, until = [], 0, 0.0
@@ -272,7 +273,7 @@ def _stacked(kept, seen, until):
     images, index, time = zip(*kept)
     return Frames(np.stack(images), np.array(index, np.int64), np.array(time, np.float64), seen, until)
 
-# %% ../nbs/00_video.ipynb #c037
+# %% ../nbs/00_video.ipynb #c038
 def read_frames(
     source,              # a video file, or a folder of images
     stride=1,            # take every stride-th frame (the paper: 16 on UCF-Crime, 4 on ShanghaiTech and UBnormal)
@@ -288,13 +289,13 @@ def read_frames(
     pictures = itertools.islice(_pictures(source, fps, partial), stop)
     return _chunks(_same_size(pictures, size, source), stride, start, size, chunk, source)
 
-# %% ../nbs/00_video.ipynb #c038
+# %% ../nbs/00_video.ipynb #c039
 def read_all(source, **options):
     "All chosen pictures of a short video as one `Frames`; the options of `read_frames`."
     parts = list(read_frames(source, **options))
     return Frames(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("images", "index", "time")), parts[-1].seen, parts[-1].until)
 
-# %% ../nbs/00_video.ipynb #c045
+# %% ../nbs/00_video.ipynb #c046
 def _probe_file(path):
     "VideoInfo of a file from its packets and its first picture."
     _, size, _ = next(iter(_file_pictures(path, True)))
