@@ -222,6 +222,12 @@ def split_items(items, seed=0, test_fraction=.3, validation_fraction=.15):
     return [tuple(sorted(part, key=lambda item: natural_key(item.id))) for part in parts]
 
 # %% ../nbs/01_datasets.ipynb #c032
+def _check_shares(test_fraction, validation_fraction):
+    "Something is left to train on. Raises DatasetError."
+    for name, value in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
+        if not 0 <= value < 1: raise DatasetError(f"{name}={value!r}: expected a share from 0 to below 1; change {name}")
+    if test_fraction + validation_fraction >= 1: raise DatasetError(f"test_fraction + validation_fraction = {test_fraction + validation_fraction:g}: nothing is left to train on; lower one")
+
 def _folder_items(found, normal, root):
     "{label: [VideoItem]} of class folders; the normal folder's label is NORMAL."
     items = {}
@@ -248,9 +254,7 @@ def folder_benchmark(
     normal=None,                 # the normal class's folder, if its name does not tell
 ):
     "A Benchmark of one's own clips, with video-level labels only. Raises DatasetError."
-    for name, value in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
-        if not 0 <= value < 1: raise DatasetError(f"{name}={value!r}: expected a share from 0 to below 1; change {name}")
-    if test_fraction + validation_fraction >= 1: raise DatasetError(f"test_fraction + validation_fraction = {test_fraction + validation_fraction:g}: nothing is left to train on; lower one")
+    _check_shares(test_fraction, validation_fraction)
     found = _class_folders(Path(root))
     normal = _normal_folder(list(found), normal, root)
     items = _folder_items(found, normal, root)
@@ -274,7 +278,8 @@ def csv_rows(path):
     "[(line, {column: text})] of a list; blank lines are left out. Raises DatasetError."
     try: text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error: raise DatasetError(f"{path}: no list can be read here ({error.strerror}); expected a CSV file path,label[,start,end][,split]") from None
-    except UnicodeDecodeError: raise DatasetError(f"{path}: expected a CSV file in UTF-8; save it as that") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}, line {error.object[:error.start].count(10) + 1}: expected text in UTF-8; save the file as that") from None
     reader, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
     try:
         for cells in reader:
@@ -286,21 +291,33 @@ def csv_rows(path):
     return [(line, dict(zip(header, (cell.strip() for cell in cells)))) for line, cells in rows[1:]]
 
 # %% ../nbs/01_datasets.ipynb #c040
+def _csv_label(label, alike, where):
+    "The label as the benchmark writes it; `alike` {text: label} keeps those seen. Raises DatasetError."
+    if label.lower() == NORMAL.lower(): return NORMAL
+    text = text_of(label)
+    if not text or not label.isprintable(): raise DatasetError(f"{where}: has no label that can be read ({label!r}); write a word, {NORMAL} if nothing happens in it")
+    if text.startswith(text_of(NORMAL)): raise DatasetError(f"{where}: label {label!r} looks like {NORMAL}; write {NORMAL} if nothing happens in it, another word if something does")
+    if alike.setdefault(text, label) != label:
+        raise DatasetError(f"{where}: label {label!r}, but {alike[text]!r} above, differs in case or separators only; write both the same way")
+    return label
+
 def _csv_range(row, where):
     "(start, end) in seconds, None without. Raises DatasetError."
     start, end = row.get("start", ""), row.get("end", "")
     if not start and not end: return None
-    try: found = float(start), float(end)
-    except ValueError: found = (math.nan, math.nan)
+    number = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)     # float() would take 1_0 for ten
+    found = tuple(float(cell) if number.fullmatch(cell) else math.nan for cell in (start, end))
     if not 0 <= found[0] < found[1] < math.inf: raise DatasetError(f"{where}: expected start and end in seconds with 0 <= start < end, found {start!r} and {end!r}; mend the line")
     return found
 
 def _csv_source(text, root, where):
     "(id, path) of a video that lies below root. Raises DatasetError."
     name = PurePosixPath(text.replace("\\", "/"))
-    if not text or "\0" in text or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]: raise DatasetError(f"{where}: path {text!r} is empty or leads out of {root}; give a path relative to it")
+    if not text or "\0" in text or name.is_absolute() or ".." in name.parts or ":" in str(name).split("/")[0]: raise DatasetError(f"{where}: path {text!r} is empty or leads out of {root}; give a path relative to it")
     source = Path(root)/name
-    if not _is_source(source): raise DatasetError(f"{where}: there is no video {source} ({', '.join(VIDEO_SUFFIXES)} or a folder of images); correct the path or remove the line")
+    try: there = bool(name.name) and _is_source(source)
+    except OSError: there = False                       # a name that is too long, a folder that may not be read
+    if not there: raise DatasetError(f"{where}: there is no video {source} ({', '.join(VIDEO_SUFFIXES)} or a folder of images); correct the path or remove the line")
     return str(name.with_suffix("") if source.is_file() else name), source
 
 # %% ../nbs/01_datasets.ipynb #c041
@@ -311,33 +328,34 @@ class ListedVideo:
     line: int                                       # of its first row
     labels: list = field(default_factory=list)
     ranges: list = field(default_factory=list)      # (start, end) in seconds
+    lines: list = field(default_factory=list)       # of the ranges
     rows: set = field(default_factory=set)
     split: str = ""
 
-    def add(self, label, span, split, where):
+    def add(self, label, span, split, where, line):
         "One more row. Raises DatasetError where it contradicts or repeats another."
         if (label, span) in self.rows: raise DatasetError(f"{where}: says the same of this video as a line above; remove one")
         if self.rows and split != self.split: raise DatasetError(f"{where}: split {split!r}, but {self.split!r} above for the same video; a video is in one split")
         if span and label == NORMAL: raise DatasetError(f"{where}: a range of a {NORMAL} video; ranges say when something abnormal happens")
         self.rows.add((label, span)); self.split = split
         if label not in self.labels: self.labels.append(label)
-        if span: self.ranges.append(span)
+        if span: self.ranges.append(span); self.lines.append(line)
         if NORMAL in self.labels and len(self.labels) > 1: raise DatasetError(f"{where}: the same video is {NORMAL} and {next(l for l in self.labels if l != NORMAL)}; it can only be one")
 
 # %% ../nbs/01_datasets.ipynb #c042
 def csv_videos(path, root=None):
     "{id: ListedVideo} of a list. Raises DatasetError with file and line."
-    root, found, rows = Path(root or Path(path).parent), {}, csv_rows(path)
+    root, found, alike, rows = Path(root or Path(path).parent), {}, {}, csv_rows(path)
     for line, row in rows:
-        where, label, split = f"{path}, line {line}", row["label"], row.get("split", "").lower()
-        if not label: raise DatasetError(f"{where}: has no label; write {NORMAL} if nothing happens in it")
+        where, split = f"{path}, line {line}", row.get("split", "").lower()
+        label = _csv_label(row["label"], alike, where)
         if "split" in row and split not in SPLITS: raise DatasetError(f"{where}: split {row['split']!r}; choose one of {', '.join(SPLITS)} in every line, or leave the column out")
         id, source = _csv_source(row["path"], root, where)
         if id in found and found[id].source != source: raise DatasetError(f"{where}: {source.name} and {found[id].source.name} differ in their suffix only; rename one")
-        found.setdefault(id, ListedVideo(source, line)).add(NORMAL if label.lower() == NORMAL.lower() else label, _csv_range(row, where), split, where)
+        found.setdefault(id, ListedVideo(source, line)).add(label, _csv_range(row, where), split, where, line)
     kinds = {NORMAL in video.labels for video in found.values()}
     for kind, name in ((True, NORMAL), (False, "abnormal")):
-        if kind not in kinds: raise DatasetError(f"{path}: lists no {name} video; learning needs both")
+        if kind not in kinds: raise DatasetError(f"{path}: lists no {name} video; learning needs both, and the normal ones are labelled {NORMAL}")
     return found
 
 # %% ../nbs/01_datasets.ipynb #c043
@@ -345,8 +363,8 @@ def _listed_truth(path, videos):
     "id -> GroundTruth: ranges in seconds become frames by the video's mean rate. Raises DatasetError."
     def truth(id):
         video, info = videos[id], probe(videos[id].source)
-        late = [end for _, end in video.ranges if end > info.duration + 1 / info.fps]
-        if late: raise DatasetError(f"{path}, line {video.line}: {video.source.name} has a range up to {late[0]:g} s, but lasts {info.duration:.2f} s; correct the range")
+        late = [(line, end) for line, (start, end) in zip(video.lines, video.ranges) if end > info.duration + 1 / info.fps or start >= info.duration]
+        if late: raise DatasetError(f"{path}, line {late[0][0]}: {video.source.name} has a range up to {late[0][1]:g} s, but lasts {info.duration:.2f} s; correct the range")
         frames = [(min(round(start * info.fps), info.n_frames - 1), min(round(end * info.fps), info.n_frames)) for start, end in video.ranges]
         return GroundTruth(info.n_frames, info.size, mask_of_ranges([(a, max(a + 1, b)) for a, b in frames], info.n_frames))
     return truth
@@ -367,6 +385,7 @@ def csv_benchmark(
     texts=None,                  # {label: text for CLIP} where the label is not good enough
 ):
     "A Benchmark of one's own list; with ranges it has frame labels. Raises DatasetError."
+    _check_shares(test_fraction, validation_fraction)
     videos = csv_videos(path, root)
     train, validation, test = _listed_splits(videos, seed, test_fraction, validation_fraction)
     timed = any(video.ranges for video in videos.values())

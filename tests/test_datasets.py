@@ -149,6 +149,9 @@ BASE = "v0.mp4,Normal,,\nv1.mp4,Normal,,\nv2.mp4,Fire,.2,.6\nv3.mp4,Fire,0,1\nv4
     ("path,label,start,end\n" + BASE + "v5.mp4,Normal,0,1\n", "line 7: a range of a Normal video"), ("path,label,split\nv0.mp4,Normal,train\nv1.mp4,Fire,dev\n", "line 3: split 'dev'"),
     ("path,label,split\nv0.mp4,Normal,train\nv1.mp4,Fire,\n", "line 3: split ''"), ("path,label,split\nv0.mp4,Normal,train\nv1.mp4,Fire,test\nv1.mp4,Brawl,train\n", "line 4: split 'train', but 'test'"),
     ("path,label\nv0.mp4,Fire\n", "lists no Normal video"), ("path,label\nv0.mp4,normal\n", "lists no abnormal video"), (b"path,label\nv0.mp4,\xff\xfe\n", "UTF-8"),
+    ("path,label\n.,Fire\n", "line 2: there is no video"), ("path,label\n" + "a" * 300 + ".mp4,Fire\n", "line 2: there is no video"), ("path,label\nv0.mp4,Normal\nv1.mp4,---\n", "line 3: has no label"),
+    ("path,label\nv0.mp4,Normal\u200b\n", "line 2: has no label"), ("path,label\nv0.mp4,normal_videos\n", "line 2.*looks like Normal"), ("path,label\nv0.mp4,RoadAccident\nv1.mp4,road accident\n", "line 3.*case or separators"),
+    ("path,label,start,end\n" + BASE + "v5.mp4,Fire,0_0,0_1\n", "line 7"), ("path,label,start,end\n" + BASE + "v5.mp4,Fire,\u0660,\u0661\n", "line 7"), (b"path,label\nv0.mp4,Normal\nv1.mp4,\xff\n", "line 3.*UTF-8"),
     ("path,label,start,end,split\nv0.mp4,Normal,,,test\nv1.mp4,Fire,0,1,test\nv2.mp4,Fire,,,test\n", "line 4: an abnormal test video without start and end")])
 def test_a_wrong_list_is_refused_with_its_line(films, text, words):
     with pytest.raises(DatasetError, match=words): listed(films, text)
@@ -156,6 +159,17 @@ def test_a_wrong_list_is_refused_with_its_line(films, text, words):
 def test_a_range_past_the_end_is_named(films):
     bench = listed(films, "path,label,start,end,split\nv0.mp4,Normal,,,train\nv1.mp4,Fire,0,9,test\n")
     with pytest.raises(DatasetError, match="line 3: v1.mp4 has a range up to 9 s, but lasts 1.00 s"): bench.ground_truth("v1")
+    for late in ("0.1,9", "1.01,1.03"):
+        bench = listed(films, f"path,label,start,end\nv0.mp4,Normal,,\nv1.mp4,Fire,0,1\nv1.mp4,Fire,{late}\n")
+        with pytest.raises(DatasetError, match="line 4: v1.mp4"): bench.ground_truth("v1")
+
+@pytest.mark.parametrize("shares", [dict(test_fraction=1.5), dict(validation_fraction=-1), dict(test_fraction=.5, validation_fraction=.5)])
+def test_impossible_shares_of_a_list(films, shares):
+    with pytest.raises(DatasetError, match="fraction"): listed(films, "path,label,start,end\n" + BASE, **shares)
+
+def test_normal_in_any_case(films):
+    bench = listed(films, "path,label\nv0.mp4,normal\nv1.mp4,NorMal\nv2.mp4,norMal\nv3.mp4,Fire\n")
+    assert sorted(i.id for i in bench.items() if not i.is_abnormal) == ["v0", "v1", "v2"]
 
 def test_oddities_of_a_list_are_accepted(films):
     plain = listed(films, "path,label,start,end\n" + BASE)
@@ -167,6 +181,15 @@ def test_oddities_of_a_list_are_accepted(films):
 def test_a_label_that_only_looks_normal_is_none(films):
     assert listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,nonsense\n").item("v1").is_abnormal
 
+line = st.tuples(st.sampled_from(["v0.mp4", "v1.mp4", "./v2.mp4", "v3", ".", "", "a" * 300 + ".mp4"]) | st.text(max_size=6), st.sampled_from(["Normal", "Fire", "fire", ""]) | st.text(max_size=4),
+                 st.sampled_from(["", "0", ".5", "1_0", "-1"]) | st.text(max_size=3), st.sampled_from(["", "1", "1e0", "nan"]) | st.text(max_size=3)).map(",".join)
+@given(st.lists(line, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_lines_are_a_list_or_an_error(films, lines):
+    try: bench = listed(films, "\n".join(["path,label,start,end", "v0.mp4,Normal,,", "v1.mp4,Fire,0,1", *lines]))
+    except DatasetError as error: assert "list.csv" in str(error)
+    else: assert bench.item("v0").labels == (NORMAL,) and "Fire" in bench.item("v1").labels
+
 @given(st.binary(max_size=120))
 @settings(max_examples=150, deadline=None)
 def test_any_bytes_are_a_list_or_an_error(films, data):
@@ -175,7 +198,7 @@ def test_any_bytes_are_a_list_or_an_error(films, data):
         except DatasetError as error: assert "list.csv" in str(error)
         else: assert bench.items()
 
-words = st.text("abcXYZ é'-", min_size=1, max_size=8).map(str.strip).filter(lambda w: w and w.lower() != "normal")
+words = st.text("abcdé,'0", min_size=1, max_size=8) | st.sampled_from(["RoadAccident", "road-rage", "Überfall", "no entry"])
 @given(st.lists(st.tuples(st.sampled_from(SPLITS), st.lists(words, max_size=2, unique=True), st.integers(0, 20), st.integers(1, 5)), min_size=2, max_size=10))
 @settings(max_examples=60, deadline=None)
 def test_a_valid_list_says_exactly_what_was_written(films, videos):
