@@ -214,7 +214,7 @@ def bench_detector(seconds_of: int = 60) -> dict:
     pictures = (image for i in itertools.count() for image, _ in frames(make_plan("test", i, "small")))
     with tempfile.TemporaryDirectory() as folder:
         path, detector = write_video(Path(folder) / "minute.mp4", itertools.islice(pictures, seconds_of * 25), 25), Detector.load()
-        start, found = time.time(), detector.detect(path); spent = time.time() - start
+        start, found = time.time(), detector(path); spent = time.time() - start
     return row("Detector: seconds of video / seconds spent", "mini", (seconds_of, spent, seconds_of / spent), "> 1", f"{len(found.events)} events, {torch.get_num_threads()} threads")
 
 # %% ../nbs/41_bench.ipynb #c030
