@@ -1,12 +1,14 @@
 """The official annotation files give the official counts; anything else is a sentence with file and line."""
-import pickle
+import pickle, re, warnings
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pytest
+import cv2, numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from stprompt.benchmarks import (check, parse_boxes, parse_classes, parse_ped2, parse_temporal, parse_tracks, parse_xd, plain_pickle, shanghaitech, ubnormal,
-                                 ucf_crime, ucsd_ped2, xd_labels)
-from stprompt.datasets import NORMAL, DatasetError
+from stprompt.benchmarks import (BOXED, PAGES, check, fitted_truth, parse_boxes, parse_classes, parse_ped2, parse_temporal, parse_tracks, parse_xd, plain_pickle,
+                                 shanghaitech, ubnormal, ucf_crime, ucsd_ped2, xd_labels, xd_violence)
+from stprompt.datasets import NORMAL, Benchmark, DatasetError
+from stprompt.video import VideoWarning, write_video
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"
 NOTES, DATA = SHARED/"annotations", SHARED/"data"
@@ -86,7 +88,7 @@ def test_ped2():
 
 
 # ---- text files of any content ----------------------------------------------------------------------------------
-PARSERS = [parse_temporal, parse_classes, parse_tracks, parse_xd, parse_boxes]
+PARSERS = [parse_temporal, parse_classes, parse_tracks, parse_xd, parse_boxes, parse_ped2]
 
 @pytest.mark.parametrize("parser", PARSERS)
 @any_file
@@ -96,7 +98,7 @@ def test_arbitrary_bytes(tmp_path, parser, data):
     try: parser(path)
     except DatasetError as error: assert "file.txt" in str(error)
 
-word = st.sampled_from(["Abuse001_x264.mp4", "Abuse", "Normal", "-1", "1", "5", "9", "-3", "9999999", "2.0", "x", "", "\t"])
+word = st.sampled_from(["Abuse001_x264.mp4", "a_label_B1-0-0", "../b_label_G", "Abuse", "Normal", "-1", "1", "5", "9", "-3", "9999999", "2.0", "x", "", "\t"])
 
 @pytest.mark.parametrize("parser", [parse_temporal, parse_tracks, parse_xd])
 @any_file
@@ -105,7 +107,7 @@ def test_arbitrary_lines(tmp_path, parser, lines, end):
     "Whatever is accepted has ranges that lie the right way round and begin at zero or later."
     path = tmp_path/"file.txt"; path.write_bytes(end.join(lines).encode())
     try: found = parser(path)
-    except DatasetError as error: assert "file.txt, line" in str(error); return
+    except DatasetError as error: assert "file.txt, line" in str(error) or "holds no track" in str(error); return
     ranges = [r[1:] for r in found] if parser is parse_tracks else [r for v in found.values() for r in (v[1] if parser is parse_temporal else v)]
     assert all(0 <= s < e for s, e in ranges)
 
@@ -116,15 +118,26 @@ def test_harmless_forms(tmp_path, text):
 
 def test_missing_and_incomplete_files(tmp_path):
     with pytest.raises(DatasetError, match="Temporal_Anomaly_Annotation.txt: this official file is missing"): ucf_crime(tmp_path)
-    (tmp_path/"Temporal_Anomaly_Annotation.txt").write_text(""); (tmp_path/"Anomaly_Test.txt").write_text("Abuse/a.mp4")
+    (tmp_path/"Temporal_Anomaly_Annotation.txt").write_text(""); (tmp_path/"Anomaly_Test.txt").write_text("Abuse/a.mp4"); (tmp_path/"Anomaly_Train.txt").write_text("")
     with pytest.raises(DatasetError, match="no line for the test video 'Abuse/a'"): ucf_crime(tmp_path)
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a.mp4", "..\\x/y.mp4", "a/b/c.mp4"])
-def test_lists_cannot_leave_the_root(tmp_path, name):
-    (tmp_path/"Temporal_Anomaly_Annotation.txt").write_text(""); (tmp_path/"Anomaly_Test.txt").write_text(name)
-    with pytest.raises(DatasetError, match="Class/Name.mp4|cannot leave|no line"): ucf_crime(tmp_path)
-    (tmp_path/"Anomaly_Test.txt").write_text("../x.mp4")
-    with pytest.raises(DatasetError, match="cannot leave"): ucf_crime(tmp_path)
+ESCAPES = ["../../etc/passwd", "..\\x.mp4", "a/../../b.mp4", "/etc/passwd", "\\\\server\\x.mp4", "C:\\x.mp4", "c:x.mp4", "a\0b.mp4"]
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("file, line", [("Temporal_Anomaly_Annotation.txt", "{} Abuse 1 5"), ("Anomaly_Test.txt", "{}"), ("Anomaly_Train.txt", "{}"), ("video_classes_train.txt", "{} normal"),
+                                        ("SH_Train.txt", "{}"), ("SH_Test.txt", "{}"), ("abnormal_test_video_names.txt", "{}"), ("normal_training_video_names.txt", "{}"), ("annotations.txt", "{}_label_B1 1 5")])
+def test_lists_cannot_leave_the_root(tmp_path, name, file, line):
+    "No list, of whichever benchmark, names a place outside its root; the error has file and line."
+    for other in ("Temporal_Anomaly_Annotation.txt", "Anomaly_Test.txt", "Anomaly_Train.txt", "annotations.txt", *(f"video_classes_{s}.txt" for s in ("train", "test")), "SH_Train.txt", "SH_Test.txt",
+                  *(f"{k}_{s}_video_names.txt" for k in ("normal", "abnormal") for s in ("training", "validation", "test"))): (tmp_path/other).write_text("")
+    (tmp_path/file).write_text("\n" + line.format(name))
+    opener = {"T": ucf_crime, "A": ucf_crime, "v": shanghaitech, "S": shanghaitech, "n": ubnormal, "a": xd_violence if file == "annotations.txt" else ubnormal}[file[0]]
+    with pytest.raises(DatasetError, match=f"{re.escape(file)}, line 2: .* cannot leave the folder"): opener(tmp_path)
+
+@pytest.mark.parametrize("key", ESCAPES)
+def test_boxes_cannot_leave_the_root(tmp_path, key):
+    (tmp_path/"b.pkl").write_bytes(pickle.dumps({key: []}, protocol=2))
+    with pytest.raises(DatasetError, match="b.pkl.*cannot leave"): parse_boxes(tmp_path/"b.pkl")
 
 def test_malicious_pickle(tmp_path):
     class Evil:
@@ -139,3 +152,131 @@ def test_xd_codes(name, labels): assert xd_labels(name) == labels
 @pytest.mark.parametrize("name", ["x.mp4", "x_label_", "x_label_0-0-0", "x_label_B3-0-0", "x_label_b1"])
 def test_xd_unknown_codes(name):
     with pytest.raises(DatasetError, match="codes of"): xd_labels(name)
+
+
+# ---- what once slipped through ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("parser, text, why", [
+    (parse_tracks, "1,2.7,4", "line 1: expected whole numbers"), (parse_tracks, "1,2,4\n0,2,4", "line 2: object 0"), (parse_tracks, "1,2", "line 1: expected"), (parse_tracks, "1,1e3,2000", "line 1: expected"),
+    (parse_tracks, "1,nan,4", "line 1"), (parse_tracks, "1,4,2", "line 1: frames 4 to 2"), (parse_tracks, "\n", "no track"),
+    (parse_ped2, "x\nT{1}.gt_frame = [9:3];", "line 2: range 9:3 is reversed"), (parse_ped2, "T.gt_frame = [0:3];", "line 1.*count from 1"), (parse_ped2, "T.gt_frame = [1:x];", "line 1: expected ranges"),
+    (parse_ped2, "T.gt_frame = 1:3;", "line 1: expected 'gt_frame"), (parse_ped2, "nothing", "no line 'gt_frame"), (parse_ped2, "T.gt_frame = [1:3 5];", "line 1: expected ranges"),
+    (parse_classes, "01_0014 car\n01_0014 car", "line 2: .* listed twice, first in .*line 1"), (parse_classes, "01_0014 card", "line 1: 'card' is no class"), (parse_classes, "01_0014 car__", "line 1: '' is no class"),
+    (parse_classes, "01_0014 car__normal", "line 1: .* contradict"), (parse_classes, "01_0014 car__car", "line 1: .* repeat"), (parse_xd, "a_label_A 1 5", "line 1: .*normal"),
+    (parse_xd, "a_label_B1 1 5\nb_label_B1.mp4 1 5\na_label_B1.mp4 1 5", "line 3: .*twice"), (parse_xd, "a_label_B3 1 5", "line 1: .*codes of"), (parse_xd, "a_label_B1", "line 1: no range"),
+    (parse_temporal, "a Abuse 1_0 50", "line 1: expected frame numbers"), (parse_temporal, "a.mp4 Abuse 1 5\nx/a Abuse 1 5", "line 2: .*twice"),
+])
+def test_refused_with_file_and_line(tmp_path, parser, text, why):
+    (tmp_path/"file.txt").write_text(text)
+    with pytest.raises(DatasetError, match=f"file.txt.*{why}"): parser(tmp_path/"file.txt")
+
+def test_accepted_forms(tmp_path):
+    path = tmp_path/"file.txt"
+    path.write_text("7.0, 2.0, 4.0\n8,0,0"); assert parse_tracks(path) == [(7, 2, 5), (8, 0, 1)]
+    path.write_text("% T.gt_frame = [9:1];\r\nT.gt_frame = [5:90, 140:200]; % two\nT.gt_frame=[ 1 : 3 ];\nT.gt_frame = [];"); assert parse_ped2(path) == [[(4, 90), (139, 200)], [(0, 3)], []]
+
+@any_file
+@given(rows=st.lists(st.lists(st.sampled_from(["1:5", "5:1", "0:3", "7", "x", ":", "9999999:99999999", "1:99999999999", ","]), max_size=3).map(" ".join), max_size=3), junk=st.text(max_size=8))
+def test_arbitrary_ped2_lines(tmp_path, rows, junk):
+    path = tmp_path/"file.txt"; path.write_bytes("\n".join([*(f"T{{end+1}}.gt_frame = [{row}];" for row in rows), junk]).encode(errors="replace"))
+    try: found = parse_ped2(path)
+    except DatasetError as error: assert "file.txt" in str(error); return
+    assert len(found) == len(rows) and all(0 <= s < e for row in found for s, e in row)
+
+corner = st.one_of(st.integers(-5, 400), st.floats(), st.sampled_from([None, "1", True, 10**400, []]))
+row = st.one_of(st.tuples(st.sampled_from(["a/image_0007.jpg", "image_0000.jpg", "image.jpg", "", 3, None]), corner, corner, corner, corner).map(list), st.lists(corner, max_size=6), corner)
+
+@any_file
+@given(data=st.dictionaries(st.sampled_from(["A", "A.mp4", "x/B", 3]), st.one_of(st.lists(row, max_size=3), corner), max_size=3))
+def test_arbitrary_boxes(tmp_path, data):
+    "Accepted boxes are finite and lie the right way round; everything else names the file, and a bad row its video and number."
+    path = tmp_path/"b.pkl"; path.write_bytes(pickle.dumps(data, protocol=2))
+    try: found = parse_boxes(path)
+    except DatasetError as error: assert "b.pkl" in str(error); return
+    boxes = [b for frames in found.values() for f, some in frames.items() for b in some if f >= 0]
+    assert all(np.isfinite(b).all() and b[0] < b[2] and b[1] < b[3] for b in boxes) and len(boxes) == sum(map(len, data.values()))
+
+@pytest.mark.parametrize("bad", [["i_1.jpg", 1, 1, float("nan"), 9], ["i_1.jpg", 9, 1, 3, 9], ["i_1.jpg", 1, 9, 3, 3], ["i_1.jpg", 1, 1, float("inf"), 9], ["i_0.jpg", 1, 1, 5, 5], ["i_1.jpg", 1, 1, 5], ["i_1.jpg", "1", 1, 5, 5]])
+def test_a_bad_box_names_file_video_and_row(tmp_path, bad):
+    (tmp_path/"b.pkl").write_bytes(pickle.dumps({"Abuse028_x264": [["i_1.jpg", 1, 1, 5, 5], bad]}, protocol=2))
+    with pytest.raises(DatasetError, match="b.pkl: video 'Abuse028_x264', row 1 "): parse_boxes(tmp_path/"b.pkl")
+
+
+# ---- toys in the official layouts -------------------------------------------------------------------------------
+def film(path, n, seed, size=(48, 64)):
+    "n noisy frames; a film, or a folder of pictures where the name has no suffix."
+    images = np.random.default_rng(seed).integers(0, 255, (n, size[0]//8, size[1]//8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    if path.suffix: return write_video(path, images)
+    path.mkdir(parents=True)
+    for k, image in enumerate(images): cv2.imwrite(str(path/f"{k:03d}.jpg"), image)
+
+def put(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text) if isinstance(text, str) else path.write_bytes(text)
+
+def toy_ucf(root):
+    names = {"Train": [f"{c}/{c}{k:03d}_x264.mp4" for c in ("Abuse", "Fighting") for k in (1, 2)] + [f"Training_Normal_Videos_Anomaly/Normal_Videos{k:03d}_x264.mp4" for k in (1, 2, 3)],
+             "Test": ["Abuse/Abuse028_x264.mp4", "Fighting/Fighting003_x264.mp4", "Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264.mp4"]}
+    for k, name in enumerate(sum(names.values(), [])):        # as downloaded: parts of class folders, training normals loose in a part
+        film(root/("Training-Normal-Videos-Part-1/" + name.split("/")[1] if "Training_N" in name else f"Anomaly-Videos-Part-1/{name}" if "Normal" not in name else name), 36, k, (240, 320))
+    for part, some in names.items(): put(root/f"Anomaly_{part}.txt", "\n".join(some))
+    put(root/"Temporal_Anomaly_Annotation.txt", "Abuse028_x264.mp4  Abuse  11  30  -1  -1  \nFighting003_x264.mp4  Fighting  1  10  20  36  \nNormal_Videos_003_x264.mp4  Normal  -1  -1  -1  -1  \n")
+    put(root/"Test_annotation.pkl", pickle.dumps({n: [[f"d/image_{f:04d}.jpg", 11, 21, 110, 120] for f in fs] for n, fs in (("Abuse028_x264", (12, 28)), ("Fighting003_x264", (4, 20, 36)))}, protocol=2))
+    return ucf_crime(root)
+
+def toy_sh(root, n=12, size=(48, 64)):
+    abnormal, normal = {"train": ["01_0014", "01_0016", "02_0128"], "test": ["01_0015", "01_0025"]}, {"train": ["01_001", "01_002", "01_003"], "test": ["01_004"]}
+    for split in ("train", "test"):
+        put(root/f"SH_{split.title()}.txt", "\n".join(abnormal[split] + normal[split]))
+        put(root/f"video_classes_{split}.txt", "\n".join([f"{v} {c}" for v, c in zip(abnormal[split], ("car", "car", "chasing__fall"))] + [f"{v} normal" for v in normal[split]]))
+        for k, v in enumerate(abnormal[split]): film(root/"testing"/"frames"/v, 12, k)
+        for k, v in enumerate(normal[split]): film(root/"training"/"videos"/f"{v}.avi", 12, k)
+    for v in abnormal["test"]:
+        pixels = np.zeros((n, *size), np.uint8); pixels[4:9, 10:20, 20:50] = 1
+        for kind, array in (("frame", pixels.any((1, 2)).astype(np.uint8)), ("pixel", pixels)):
+            (root/"testing"/f"test_{kind}_mask").mkdir(exist_ok=True); np.save(root/"testing"/f"test_{kind}_mask"/f"{v}.npy", array)
+    return shanghaitech(root)
+
+def toy_ub(root):
+    count = {"training": 3, "validation": 1, "test": 2}
+    for s, (split, k) in enumerate(count.items()):
+        for kind in ("normal", "abnormal"):
+            names = [f"{kind}_scene_{s+1}_scenario_{n}" for n in range(k)]
+            put(root/f"{kind}_{split}_video_names.txt", "\n".join(names))
+            for n, name in enumerate(names):
+                film(root/f"Scene{s+1}"/f"{name}.mp4", 12, n + 10 * s)
+                if kind == "normal": continue
+                put(root/f"Scene{s+1}"/f"{name}_annotations"/f"{name}_tracks.txt", "3,2,7\n5,6.0,9.0")
+                for f in range(12):
+                    objects = np.zeros((48, 64), np.uint8); objects[5:20, 10:30], objects[25:40, 30:60], objects[0:4, 0:4] = 3, 5, 9
+                    cv2.imwrite(str(root/f"Scene{s+1}"/f"{name}_annotations"/f"{name}_{f:04d}_gt.png"), objects)
+    return ubnormal(root)
+
+def toy_xd(root, train=("1-1004", "1005-2004"), test="videos"):
+    learn = [f"v=a{k}__#1_label_{c}" for k, c in enumerate(("B1-0-0", "B1-0-0", "B2-G-0", "A", "A", "A"))]
+    held = ["v=S-7__#1_label_B4-0-0", "Bad.Boys__#00-26-51_00-27-53_label_B2-0-0", "v=n__#0_label_A"]
+    for k, name in enumerate(learn): film(root/train[k % len(train)]/f"{name}.mp4", 36, k)
+    for k, name in enumerate(held): film(root/test/f"{name}.mp4", 36, k)
+    put(root/"annotations.txt", f"{held[0]} 3 10 20 30\n{held[1]}.mp4 0 36")
+    return xd_violence(root)
+
+TOYS = {"ucf_crime": toy_ucf, "shanghaitech": toy_sh, "ubnormal": toy_ub, "xd_violence": toy_xd}
+NOBODY = "no video carries it"
+
+@pytest.fixture
+def toy(request, tmp_path): return TOYS[request.param](tmp_path/request.param)
+
+def told(benchmark, id):
+    "The truth of one video, and what was said about it."
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        truth = benchmark.ground_truth(id)
+    return truth, " | ".join(str(w.message) for w in seen)
+
+def findings(benchmark): return [p for p in benchmark.check() if NOBODY not in p]
+
+@pytest.mark.parametrize("toy", TOYS, indirect=True)
+def test_toys_are_sound(toy, capsys):
+    assert findings(toy) == [] and toy.check == check.__get__(toy) and Benchmark.check is check
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"{toy.name}: {len(toy.train)} train") and "0 videos missing" in first
+    for item in toy.test: assert told(toy, item.id)[0].n_frames == (12 if toy.stride == 4 else 36) and told(toy, item.id)[1] == ""
