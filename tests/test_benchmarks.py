@@ -280,3 +280,158 @@ def test_toys_are_sound(toy, capsys):
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(f"{toy.name}: {len(toy.train)} train") and "0 videos missing" in first
     for item in toy.test: assert told(toy, item.id)[0].n_frames == (12 if toy.stride == 4 else 36) and told(toy, item.id)[1] == ""
+
+# ---- what differs between annotation and video is said, and cut or padded to the video ---------------------------
+def test_shanghaitech_masks_of_another_length(tmp_path):
+    long = toy_sh(tmp_path/"long", n=15)
+    truth, said = told(long, "01_0015")
+    assert truth.n_frames == 12 and truth.mask.sum() == 5 and "01_0015.npy has 15 frames" in said and "12; cut" in said
+    assert sum("has 15 frames" in p for p in findings(long)) == 4                # frame and pixel masks of two videos, told again by check()
+    short = toy_sh(tmp_path/"short", n=9)
+    truth, said = told(short, "01_0025")
+    assert truth.n_frames == 12 and truth.mask.tolist() == [4 <= f < 9 for f in range(12)] and "the rest counts as normal" in said and not truth.pixel_masks(11).any()
+
+def test_masks_are_never_resized(tmp_path):
+    sh = toy_sh(tmp_path/"sh", size=(96, 128))
+    with pytest.raises(DatasetError, match="test_pixel_mask.01_0015.npy: this mask is 128 x 96 pixels, its video .*01_0015 is 64 x 48"): sh.ground_truth("01_0015")
+    assert sum("this mask is 128 x 96" in p for p in findings(sh)) == 2
+    ub, name = toy_ub(tmp_path/"ub"), "abnormal_scene_3_scenario_0"
+    cv2.imwrite(str(tmp_path/"ub"/"Scene3"/f"{name}_annotations"/f"{name}_0004_gt.png"), np.ones((24, 32), np.uint8))
+    with pytest.raises(DatasetError, match=f"{name}_0004_gt.png: this mask is 32 x 24 pixels, its video .* is 64 x 48"): ub.ground_truth(name)
+
+@pytest.mark.parametrize("kind, content, why", [("frame", None, "missing"), ("frame", b"junk", "cannot be read"), ("frame", np.full(12, .5), "one 0 or 1"), ("frame", np.array([None] * 12), "cannot be read"),
+                                                ("pixel", np.zeros((12, 4)), "3 axes"), ("pixel", b"", "cannot be read"), ("frame", np.full(12, np.nan), "one 0 or 1")])
+def test_bad_shanghaitech_masks(tmp_path, kind, content, why):
+    sh, path = toy_sh(tmp_path), tmp_path/"testing"/f"test_{kind}_mask"/"01_0015.npy"
+    path.unlink()
+    if isinstance(content, bytes): path.write_bytes(content)
+    elif content is not None: np.save(path, content, allow_pickle=True)
+    with pytest.raises(DatasetError, match=f"01_0015.npy: .*{why}"): sh.ground_truth("01_0015")
+
+def test_ubnormal_masks_are_the_tracked_objects(tmp_path):
+    ub, name = toy_ub(tmp_path), "abnormal_scene_3_scenario_1"
+    truth, said = told(ub, name)
+    assert np.flatnonzero(truth.mask).tolist() == list(range(2, 10)) and said == ""
+    assert truth.boxes[3].tolist() == [[10, 5, 30, 20]] and len(truth.boxes[6]) == 2 and truth.boxes[9].tolist() == [[30, 25, 60, 40]]
+    assert [int(truth.pixel_masks(f).sum()) for f in (1, 3, 6, 9, 10)] == [0, 300, 750, 450, 0]     # the untracked object 9 is not abnormal
+
+@pytest.mark.parametrize("change, why", [("colour", "found colours"), ("junk", "cannot be read"), ("empty", "cannot be read")])
+def test_bad_ubnormal_masks(tmp_path, change, why):
+    ub, name = toy_ub(tmp_path), "abnormal_scene_3_scenario_1"
+    path = tmp_path/"Scene3"/f"{name}_annotations"/f"{name}_0004_gt.png"
+    if change == "colour": cv2.imwrite(str(path), np.full((48, 64, 3), (1, 2, 3), np.uint8))
+    else: path.write_bytes(b"junk" if change == "junk" else b"")
+    with pytest.raises(DatasetError, match=f"{name}_0004_gt.png: .*{why}"): ub.ground_truth(name)
+    path.unlink()
+    assert f"1 of 8 abnormal frames have no mask, the first is {name}_0004_gt.png" in told(ub, name)[1]
+
+def test_a_huge_range_ends_with_the_video(tmp_path):
+    ub, name = toy_ub(tmp_path), "abnormal_scene_3_scenario_1"
+    put(tmp_path/"Scene3"/f"{name}_annotations"/f"{name}_tracks.txt", "3,2,999999999")
+    truth, said = told(ub, name)
+    assert truth.n_frames == 12 and truth.mask.sum() == 10 and "annotated up to frame 999999999" in said and "12 frames" in said
+    assert any("annotated up to" in p for p in findings(ub))
+
+def test_ucf_and_xd_ranges_end_with_the_video(tmp_path):
+    ucf = toy_ucf(tmp_path/"ucf")
+    put(tmp_path/"ucf"/"Temporal_Anomaly_Annotation.txt", (tmp_path/"ucf"/"Temporal_Anomaly_Annotation.txt").read_text().replace("11  30", "11  9999").replace("Fighting  1", "Arson  1"))
+    found = findings(ucf_crime(tmp_path/"ucf"))
+    assert len(found) == 2 and "annotated up to frame 9998" in found[0] and re.search("class 'Fighting' in Anomaly_Test.txt, but 'Arson'", found[1])
+    toy_xd(tmp_path/"xd"); put(tmp_path/"xd"/"annotations.txt", (tmp_path/"xd"/"annotations.txt").read_text().replace("20 30", "40 50"))
+    found = findings(xd_violence(tmp_path/"xd"))
+    assert len(found) == 1 and "annotated up to frame 49" in found[0] and told(ucf, "Abuse/Abuse028_x264")[0].n_frames == 36
+
+def test_ped2_masks_are_checked(tmp_path):
+    for part, number in (("Train", 2), ("Test", 4)):                               # the official folders
+        for k in range(1, number + 1): film(tmp_path/part/f"{part}{k:03d}", 6, k)
+    put(tmp_path/"Test"/"UCSDped2.m", "".join("T{end+1}.gt_frame = [3:6];\n" for _ in range(4)))
+    for k in range(1, 5):
+        for f in range(1, 7): put(tmp_path/"Test"/f"Test{k:03d}_gt"/f"{f:03d}.bmp", cv2.imencode(".bmp", np.eye(48, 64, dtype=np.uint8) * 255 * (f > 2))[1].tobytes())
+    b = ucsd_ped2(tmp_path)
+    assert findings(b) == [] and [i.id for i in b.test] == [i.id for i in ucsd_ped2(tmp_path).test] and len(b.test) == 2
+    one, two = (i.id for i in b.test)
+    (tmp_path/"Test"/f"Test{int(one[-2:]):03d}_gt"/"006.bmp").unlink()
+    put(tmp_path/"Test"/f"Test{int(two[-2:]):03d}_gt"/"004.bmp", cv2.imencode(".bmp", np.ones((9, 9), np.uint8))[1].tobytes())
+    found = findings(ucsd_ped2(tmp_path))
+    assert len(found) == 2 and "has 5 masks" in found[0] and "004.bmp: this mask is 9 x 9 pixels" in found[1]
+    put(tmp_path/"Test"/"UCSDped2.m", "T{end+1}.gt_frame = [3:6];\n")
+    with pytest.raises(DatasetError, match="UCSDped2.m: has 1 test videos, but .*Test004"): ucsd_ped2(tmp_path)
+
+def test_boxes_out_of_the_picture_are_told(tmp_path):
+    film(tmp_path/"a.mp4", 4, 0)
+    with pytest.warns(VideoWarning, match="boxes of 2 frames, frame 1 first, reach out of the 64 x 48"): truth = fitted_truth(tmp_path/"a.mp4", [(0, 4)], {1: [[0, 0, 90, 9]], 2: [[70, 0, 90, 9]], 3: [[0, 0, 64, 48]]}, "a")
+    assert sorted(truth.boxes) == [1, 3]
+
+
+# ---- lists --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("toy, file, line", [("ucf_crime", "Anomaly_Train.txt", "Abuse/Abuse001_x264.mp4"), ("ucf_crime", "Anomaly_Train.txt", "Abuse/Abuse028_x264.mp4"), ("ucf_crime", "Anomaly_Test.txt", "Abuse/Abuse028_x264"),
+                                             ("shanghaitech", "SH_Train.txt", "01_0014"), ("shanghaitech", "SH_Test.txt", "01_0014"), ("ubnormal", "abnormal_test_video_names.txt", "abnormal_scene_1_scenario_0"),
+                                             ("ubnormal", "normal_training_video_names.txt", "normal_scene_1_scenario_0"), ("xd_violence", "annotations.txt", "v=S-7__#1_label_B4-0-0.mp4 1 2")], indirect=["toy"])
+def test_twice_in_a_list_or_in_two(tmp_path, toy, file, line):
+    path = tmp_path/toy.name/file; n = len(path.read_text().splitlines()) + 1
+    put(path, path.read_text() + f"\n{line}\n")
+    with pytest.raises(DatasetError, match=f"line {n}: .* is listed twice, first in .*line"):
+        {"ucf_crime": ucf_crime, "shanghaitech": shanghaitech, "ubnormal": ubnormal, "xd_violence": xd_violence}[toy.name](tmp_path/toy.name)
+
+@pytest.mark.parametrize("toy, file, line, why", [
+    ("ucf_crime", "Anomaly_Test.txt", "Abuses/x.mp4", "'Abuses' is no class"), ("ucf_crime", "Anomaly_Train.txt", "x.mp4", "expected 'Class/Name.mp4'"), ("ucf_crime", "Anomaly_Train.txt", "Abuse/a.mp4 Abuse", "expected 'Class"),
+    ("shanghaitech", "SH_Test.txt", "01_15", "expected a name such as"), ("shanghaitech", "SH_Test.txt", "09_0001", "has no class for"), ("shanghaitech", "video_classes_test.txt", "09_0001 cars", "'cars' is no class"),
+    ("ubnormal", "abnormal_test_video_names.txt", "normal_scene_1_scenario_7", "expected 'abnormal_scene_N"), ("ubnormal", "normal_test_video_names.txt", "normal_scene_x_scenario_7", "expected 'normal_scene_N")], indirect=["toy"])
+def test_bad_lines_of_lists(tmp_path, toy, file, line, why):
+    path = tmp_path/toy.name/file; n = len(path.read_text().splitlines()) + 1
+    put(path, path.read_text() + f"\n{line}")
+    with pytest.raises(DatasetError, match=f"{file}, line {n}: .*{why}|{file}, line {n}: {why}"):
+        {"ucf_crime": ucf_crime, "shanghaitech": shanghaitech, "ubnormal": ubnormal}[toy.name](tmp_path/toy.name)
+
+def test_shanghaitech_training_videos_are_normal(tmp_path):
+    toy_sh(tmp_path); put(tmp_path/"video_classes_train.txt", (tmp_path/"video_classes_train.txt").read_text().replace("01_002 normal", "01_002 car"))
+    with pytest.raises(DatasetError, match="SH_Train.txt, line 5: '01_002' is an original training video .*'car'"): shanghaitech(tmp_path)
+
+
+# ---- layouts ------------------------------------------------------------------------------------------------------
+def test_ucf_videos_are_found_in_one_walk(tmp_path, monkeypatch):
+    b, walks, walk = toy_ucf(tmp_path), [], __import__("os").walk
+    assert all(i.source.exists() for i in b.items()) and b.item("Training_Normal_Videos_Anomaly/Normal_Videos001_x264").source.parent.name == "Training-Normal-Videos-Part-1"
+    monkeypatch.setattr("os.walk", lambda *a, **k: walks.append(a) or walk(*a, **k)); monkeypatch.setattr(Path, "glob", lambda *a: 1/0)
+    assert ucf_crime(tmp_path).sha256 == b.sha256 and len(walks) == 1
+
+def test_xd_layouts_are_one_benchmark(tmp_path):
+    official, sorted_ = toy_xd(tmp_path/"a"), toy_xd(tmp_path/"b", train=("train/x", "train/y"), test="test")
+    assert [i.id for i in official.items()] == [i.id for i in sorted_.items()] and official.sha256 == sorted_.sha256
+    assert (len(official.train) + len(official.validation), len(official.test)) == (6, 3) and official.item("train/v=a2__#1_label_B2-G-0").labels == ("Shooting", "Explosion")
+    assert np.flatnonzero(official.ground_truth("test/v=S-7__#1_label_B4-0-0").mask).tolist() == [*range(3, 10), *range(20, 30)]
+
+def test_xd_videos_that_are_not_there_or_twice(tmp_path):
+    toy_xd(tmp_path); video = tmp_path/"videos"/"v=S-7__#1_label_B4-0-0.mp4"
+    data = video.read_bytes(); video.unlink()
+    assert [p for p in findings(xd_violence(tmp_path)) if p.startswith("missing")] == [f"missing: {video} (video 'test/{video.stem}')"]
+    put(video, data); put(tmp_path/"1-1004"/video.name, data)
+    with pytest.raises(DatasetError, match="is there twice"): xd_violence(tmp_path)
+    (tmp_path/"1-1004"/video.name).unlink(); put(tmp_path/"videos"/"new_label_B5-0-0.mp4", data)
+    with pytest.raises(DatasetError, match="annotations.txt: has no line for the abnormal test video 'test/new_label_B5-0-0'"): xd_violence(tmp_path)
+
+def test_check_says_where_to_get_it(tmp_path, capsys):
+    b = toy_ucf(tmp_path); b.test[0].source.unlink(); (tmp_path/"Test_annotation.pkl").unlink()
+    b = replace(ucf_crime(tmp_path), classes={**b.classes, "Arson": " "}, sha256="")
+    found, said = b.check(most=1), capsys.readouterr().out
+    assert "class 'Arson': has no text; CLIP needs words for it" in found and any("has no boxes; it cannot count for TIoU" in p for p in found)
+    assert f"get it at: {PAGES['ucf_crime']}" in said and "more in the returned list" in said and "1 videos missing" in said and set(BOXED) < set(PAGES)
+
+
+# ---- from the official files to the table ---------------------------------------------------------------------------
+BOX_METRICS = {"tiou", "tiou_oracle", "mean_iou", "patch_auc", "patch_ap"}
+
+@pytest.mark.parametrize("name", TOYS)
+def test_through_the_jobs(tmp_path, monkeypatch, name):
+    "Found, encoded, fitted, scored, reported: all metrics where there are boxes; XD-Violence says why it has fewer."
+    from stprompt.jobs import TrainJob, TrainRun, fit_quietly, localizers, report
+    monkeypatch.setenv("STPROMPT_CACHE", str(tmp_path/"cache"))
+    TOYS[name](tmp_path/"data")
+    run = TrainRun(TrainJob(dataset=name, root=str(tmp_path/"data"), epochs=1, out=str(tmp_path/"out"), device="cpu"))
+    assert run.extract().failed == []
+    found = report(fit_quietly(run))
+    assert {"frame_auc", "ano_auc", "frame_ap"} <= set(found.metrics)
+    if name == "xd_violence":
+        assert not BOX_METRICS & set(found.metrics) and found.skipped["mean_iou"] == found.skipped["patch_auc"] == "the ground truth has no boxes" and localizers(run).empty
+    else: assert BOX_METRICS <= set(found.metrics) and len(localizers(run)) == 4
+    assert all(0 <= m["mean"] <= 100 for m in found.metrics.values())
