@@ -1,5 +1,5 @@
 """The official annotation files give the official counts; anything else is a sentence with file and line."""
-import pickle, re, warnings
+import pickle, re, shutil, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,7 +217,7 @@ def toy_ucf(root):
     names = {"Train": [f"{c}/{c}{k:03d}_x264.mp4" for c in ("Abuse", "Fighting") for k in (1, 2)] + [f"Training_Normal_Videos_Anomaly/Normal_Videos{k:03d}_x264.mp4" for k in (1, 2, 3)],
              "Test": ["Abuse/Abuse028_x264.mp4", "Fighting/Fighting003_x264.mp4", "Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264.mp4"]}
     for k, name in enumerate(sum(names.values(), [])):        # as downloaded: parts of class folders, training normals loose in a part
-        film(root/("Training-Normal-Videos-Part-1/" + name.split("/")[1] if "Training_N" in name else f"Anomaly-Videos-Part-1/{name}" if "Normal" not in name else name), 36, k, (240, 320))
+        film(root/("Training-Normal-Videos-Part-1/" + name.split("/")[1] if "Training_N" in name else f"Anomaly-Videos-Part-1/{name}" if "Normal" not in name else name), 36, k, (120, 160))
     for part, some in names.items(): put(root/f"Anomaly_{part}.txt", "\n".join(some))
     put(root/"Temporal_Anomaly_Annotation.txt", "Abuse028_x264.mp4  Abuse  11  30  -1  -1  \nFighting003_x264.mp4  Fighting  1  10  20  36  \nNormal_Videos_003_x264.mp4  Normal  -1  -1  -1  -1  \n")
     put(root/"Test_annotation.pkl", pickle.dumps({n: [[f"d/image_{f:04d}.jpg", 11, 21, 110, 120] for f in fs] for n, fs in (("Abuse028_x264", (12, 28)), ("Fighting003_x264", (4, 20, 36)))}, protocol=2))
@@ -259,11 +259,23 @@ def toy_xd(root, train=("1-1004", "1005-2004"), test="videos"):
     put(root/"annotations.txt", f"{held[0]} 3 10 20 30\n{held[1]}.mp4 0 36")
     return xd_violence(root)
 
-TOYS = {"ucf_crime": toy_ucf, "shanghaitech": toy_sh, "ubnormal": toy_ub, "xd_violence": toy_xd}
+TOYS = {"ucf_crime": (toy_ucf, ucf_crime), "shanghaitech": (toy_sh, shanghaitech), "ubnormal": (toy_ub, ubnormal), "xd_violence": (toy_xd, xd_violence)}
 NOBODY = "no video carries it"
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A function name -> folder of a toy, encoded once."
+    room = tmp_path_factory.mktemp("toys")
+    def make(name):
+        if not (room/name).exists(): TOYS[name][0](room/name)
+        return room/name
+    return make
+
 @pytest.fixture
-def toy(request, tmp_path): return TOYS[request.param](tmp_path/request.param)
+def toy(request, tmp_path, made):
+    "The benchmark of a fresh copy of a toy, in tmp_path/name."
+    shutil.copytree(made(request.param), tmp_path/request.param)
+    return TOYS[request.param][1](tmp_path/request.param)
 
 def told(benchmark, id):
     "The truth of one video, and what was said about it."
@@ -371,7 +383,7 @@ def test_twice_in_a_list_or_in_two(tmp_path, toy, file, line):
     path = tmp_path/toy.name/file; n = len(path.read_text().splitlines()) + 1
     put(path, path.read_text() + f"\n{line}\n")
     with pytest.raises(DatasetError, match=f"line {n}: .* is listed twice, first in .*line"):
-        {"ucf_crime": ucf_crime, "shanghaitech": shanghaitech, "ubnormal": ubnormal, "xd_violence": xd_violence}[toy.name](tmp_path/toy.name)
+        TOYS[toy.name][1](tmp_path/toy.name)
 
 @pytest.mark.parametrize("toy, file, line, why", [
     ("ucf_crime", "Anomaly_Test.txt", "Abuses/x.mp4", "'Abuses' is no class"), ("ucf_crime", "Anomaly_Train.txt", "x.mp4", "expected 'Class/Name.mp4'"), ("ucf_crime", "Anomaly_Train.txt", "Abuse/a.mp4 Abuse", "expected 'Class"),
@@ -381,7 +393,7 @@ def test_bad_lines_of_lists(tmp_path, toy, file, line, why):
     path = tmp_path/toy.name/file; n = len(path.read_text().splitlines()) + 1
     put(path, path.read_text() + f"\n{line}")
     with pytest.raises(DatasetError, match=f"{file}, line {n}: .*{why}|{file}, line {n}: {why}"):
-        {"ucf_crime": ucf_crime, "shanghaitech": shanghaitech, "ubnormal": ubnormal}[toy.name](tmp_path/toy.name)
+        TOYS[toy.name][1](tmp_path/toy.name)
 
 def test_shanghaitech_training_videos_are_normal(tmp_path):
     toy_sh(tmp_path); put(tmp_path/"video_classes_train.txt", (tmp_path/"video_classes_train.txt").read_text().replace("01_002 normal", "01_002 car"))
@@ -422,16 +434,15 @@ def test_check_says_where_to_get_it(tmp_path, capsys):
 BOX_METRICS = {"tiou", "tiou_oracle", "mean_iou", "patch_auc", "patch_ap"}
 
 @pytest.mark.parametrize("name", TOYS)
-def test_through_the_jobs(tmp_path, monkeypatch, name):
+def test_through_the_jobs(made, tmp_path, monkeypatch, name):
     "Found, encoded, fitted, scored, reported: all metrics where there are boxes; XD-Violence says why it has fewer."
     from stprompt.jobs import TrainJob, TrainRun, fit_quietly, localizers, report
     monkeypatch.setenv("STPROMPT_CACHE", str(tmp_path/"cache"))
-    TOYS[name](tmp_path/"data")
-    run = TrainRun(TrainJob(dataset=name, root=str(tmp_path/"data"), epochs=1, out=str(tmp_path/"out"), device="cpu"))
+    run = TrainRun(TrainJob(dataset=name, root=str(made(name)), epochs=1, out=str(tmp_path/"out"), device="cpu"))
     assert run.extract().failed == []
     found = report(fit_quietly(run))
-    assert {"frame_auc", "ano_auc", "frame_ap"} <= set(found.metrics)
+    assert {"frame_auc", "ano_auc", "frame_ap"} <= set(found.metrics) and all(0 <= m["mean"] <= 100 for m in found.metrics.values())
     if name == "xd_violence":
         assert not BOX_METRICS & set(found.metrics) and found.skipped["mean_iou"] == found.skipped["patch_auc"] == "the ground truth has no boxes" and localizers(run).empty
-    else: assert BOX_METRICS <= set(found.metrics) and len(localizers(run)) == 4
-    assert all(0 <= m["mean"] <= 100 for m in found.metrics.values())
+    else: assert BOX_METRICS <= set(found.metrics) and not {"mean_iou", "patch_auc"} & set(found.skipped)
+    if name == "ubnormal": assert len(localizers(run)) == 4
