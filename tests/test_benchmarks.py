@@ -20,6 +20,8 @@ any_file = settings(max_examples=150, deadline=None, suppress_health_check=[Heal
 @official
 def test_ucf_counts(tmp_path):
     b = ucf_crime(tmp_path, NOTES/"ucf_crime")
+    told = parse_temporal(NOTES/"ucf_crime"/"Temporal_Anomaly_Annotation.txt")
+    assert b.notes == () and [i.id for i in b.test if told[i.id.split("/")[1]][0] != i.labels[0]] == []
     assert (len(b.train) + len(b.validation), len(b.test)) == (1610, 290) and len(b.classes) == 14
     assert (sum(i.is_abnormal for i in b.test), sum(i.is_abnormal for i in b.train + b.validation)) == (140, 810)
     assert {l for i in b.validation for l in i.labels} == set(b.classes)
@@ -59,7 +61,7 @@ def test_shanghaitech_counts(tmp_path):
     b = shanghaitech(tmp_path, NOTES/"shanghaitech")
     learn = b.train + b.validation
     assert (len(learn), len(b.test)) == (238, 199) and (sum(i.is_abnormal for i in learn), sum(i.is_abnormal for i in b.test)) == (63, 44)
-    assert len(b.classes) == 18 and any(len(i.labels) == 4 for i in b.items())
+    assert b.notes == () and len(b.classes) == 18 and any(len(i.labels) == 4 for i in b.items())
     assert all((i.source.suffix == ".avi") == (len(i.id.split("_")[1]) == 3) for i in b.items())
 
 @official
@@ -367,7 +369,7 @@ def test_ped2_masks_are_checked(tmp_path):
     found = findings(ucsd_ped2(tmp_path))
     assert len(found) == 2 and "has 5 masks" in found[0] and "004.bmp: this mask is 9 x 9 pixels" in found[1]
     put(tmp_path/"Test"/"UCSDped2.m", "T{end+1}.gt_frame = [3:6];\n")
-    with pytest.raises(DatasetError, match="UCSDped2.m: has 1 test videos, but .*Test004"): ucsd_ped2(tmp_path)
+    with pytest.raises(DatasetError, match="UCSDped2.m: has 1 test videos, but .*Test002"): ucsd_ped2(tmp_path)
 
 def test_boxes_out_of_the_picture_are_told(tmp_path):
     film(tmp_path/"a.mp4", 4, 0)
@@ -419,13 +421,18 @@ def test_xd_videos_that_are_not_there_or_twice(tmp_path):
     assert [p for p in findings(xd_violence(tmp_path)) if p.startswith("missing")] == [f"missing: {video} (video 'test/{video.stem}')"]
     put(video, data); put(tmp_path/"1-1004"/video.name, data)
     with pytest.raises(DatasetError, match="is there twice"): xd_violence(tmp_path)
-    (tmp_path/"1-1004"/video.name).unlink(); put(tmp_path/"videos"/"new_label_B5-0-0.mp4", data)
+    (tmp_path/"1-1004"/video.name).unlink(); put(tmp_path/"videos"/"holiday.mp4", data)
+    with pytest.raises(DatasetError, match="holiday.mp4: video 'holiday': expected a name ending in _label_"): xd_violence(tmp_path)
+    (tmp_path/"videos"/"holiday.mp4").unlink(); put(tmp_path/"videos"/"new_label_B5-0-0.mp4", data)
     with pytest.raises(DatasetError, match="annotations.txt: has no line for the abnormal test video 'test/new_label_B5-0-0'"): xd_violence(tmp_path)
 
 def test_check_says_where_to_get_it(tmp_path, capsys):
     b = toy_ucf(tmp_path); b.test[0].source.unlink(); (tmp_path/"Test_annotation.pkl").unlink()
+    put(tmp_path/"Temporal_Anomaly_Annotation.txt", (tmp_path/"Temporal_Anomaly_Annotation.txt").read_text() + "Nobody_x264.mp4 Abuse 1 5\n")
     b = replace(ucf_crime(tmp_path), classes={**b.classes, "Arson": " "}, sha256="")
     found, said = b.check(most=1), capsys.readouterr().out
+    b = ucf_crime(tmp_path)
+    assert sum("'Nobody_x264' is in no list of videos" in p for p in b.check()) == 1 and "the official release has 1610 to learn from and 290 to test on" in said
     assert "class 'Arson': has no text; CLIP needs words for it" in found and any("has no boxes; it cannot count for TIoU" in p for p in found)
     assert f"get it at: {PAGES['ucf_crime']}" in said and "more in the returned list" in said and "1 videos missing" in said and set(BOXED) < set(PAGES)
 
