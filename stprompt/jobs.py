@@ -427,7 +427,7 @@ def localizers(run: TrainRun) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["localizer", "mean IoU", "TIoU", "patch AUC", "best trivial IoU"]).round(2)
 
 # %% ../nbs/24_jobs.ipynb #c041
-def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, .7, 1.), thresholds=(.5, .6, .7, .8)) -> pd.DataFrame:
+def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, .7, 1.), thresholds=(.5, .6, .7, .8, .9)) -> pd.DataFrame:
     "Mean IoU on the abnormal validation videos for each lambda (rows) and threshold (columns), beside the best trivial box."
     if run.job.dataset != "ministreet": print("no choice to make: only MiniStreet has boxes on training videos"); return pd.DataFrame()
     truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.validation}

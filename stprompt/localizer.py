@@ -30,7 +30,7 @@ class LocalizerOptions:
     method: str = "text"                   # "text": eq. 11 | "motion": eq. 1 on window features | "pixels": eq. 1 on pixels
     mode: str = "token"                    # windows by "token" (fast) or "crop" (as the paper)
     spread: str = "resize"                 # grid to frame: "resize" (the paper) | "aligned" | "cover"
-    threshold: float = .7                  # a pixel is in a box from this share of the map's maximum
+    threshold: float = .8                  # a pixel is in a box from this share of the map's maximum
     min_area: float = .002                 # smallest box region, share of the frame
     max_boxes: int = 8                     # at most so many boxes a frame, the hottest first
     chunk: int = 32                        # frames encoded at a time: bounds the memory
@@ -125,7 +125,7 @@ def fuse(
 # %% ../nbs/20_localizer.ipynb #c024
 def heat_boxes(
     heat,                # float [H, W]
-    threshold=.7,        # share of the maximum
+    threshold=.8,        # share of the maximum
     min_area=.002,       # share of the frame
     max_boxes=8,
 ):                       # -> float64 [n, 5]: x1 y1 x2 y2 score, 0-based half-open pixels, hottest first

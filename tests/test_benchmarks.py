@@ -322,6 +322,14 @@ def test_bad_shanghaitech_masks(tmp_path, kind, content, why):
     elif content is not None: np.save(path, content, allow_pickle=True)
     with pytest.raises(DatasetError, match=f"01_0015.npy: .*{why}"): sh.ground_truth("01_0015")
 
+def test_a_mask_that_is_a_pickle_does_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self): return (Path.touch, (tmp_path/"owned",))
+    sh, path = toy_sh(tmp_path), tmp_path/"testing"/"test_frame_mask"/"01_0015.npy"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(DatasetError, match="01_0015.npy: cannot be read"): sh.ground_truth("01_0015")
+    assert not (tmp_path/"owned").exists()
+
 def test_ubnormal_masks_are_the_tracked_objects(tmp_path):
     ub, name = toy_ub(tmp_path), "abnormal_scene_3_scenario_1"
     truth, said = told(ub, name)
@@ -419,7 +427,9 @@ def test_xd_videos_that_are_not_there_or_twice(tmp_path):
     toy_xd(tmp_path); video = tmp_path/"videos"/"v=S-7__#1_label_B4-0-0.mp4"
     data = video.read_bytes(); video.unlink()
     assert [p for p in findings(xd_violence(tmp_path)) if p.startswith("missing")] == [f"missing: {video} (video 'test/{video.stem}')"]
-    put(video, data); put(tmp_path/"1-1004"/video.name, data)
+    put(tmp_path/"1005-2004"/"more"/video.name, data)                                # annotated, so for testing wherever it lies
+    assert findings(xd_violence(tmp_path)) == [] and xd_violence(tmp_path).test[-2].source == tmp_path/"1005-2004"/"more"/video.name
+    (tmp_path/"1005-2004"/"more"/video.name).unlink(); put(video, data); put(tmp_path/"1-1004"/video.name, data)
     with pytest.raises(DatasetError, match="is there twice"): xd_violence(tmp_path)
     (tmp_path/"1-1004"/video.name).unlink(); put(tmp_path/"videos"/"holiday.mp4", data)
     with pytest.raises(DatasetError, match="holiday.mp4: video 'holiday': expected a name ending in _label_"): xd_violence(tmp_path)
