@@ -57,7 +57,7 @@ def _ranges(words, path, n, base=0, inclusive=False):
     if wrong: raise DatasetError(f"{path}, line {n}: range {wrong[0]} (0-based) is negative or reversed; correct the line" + (f" or base={base}" if base else ""))
     return ranges
 
-# %% ../nbs/01b_benchmarks.ipynb #c009
+# %% ../nbs/01b_benchmarks.ipynb #c011
 def parse_temporal(path, base=1):
     "{video: (class, [(start, stop)])} of UCF-Crime's temporal file; half-open 0-based. Raises DatasetError."
     found = {}
@@ -67,7 +67,7 @@ def parse_temporal(path, base=1):
         found[stem_of(name)] = words[0], _ranges(words[1:], path, n, base, True)
     return found
 
-# %% ../nbs/01b_benchmarks.ipynb #c012
+# %% ../nbs/01b_benchmarks.ipynb #c014
 class _PlainUnpickler(pickle.Unpickler):
     "Lists, numbers and strings only: a pickle that asks for anything else is refused."
     def find_class(self, module, name): raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -78,7 +78,7 @@ def plain_pickle(path):
     except FileNotFoundError: raise DatasetError(f"{path}: this official file is missing; put it there or pass annotations=folder") from None
     except Exception as error: raise DatasetError(f"{path}: not a plain pickle ({error}); download the official file again") from None
 
-# %% ../nbs/01b_benchmarks.ipynb #c013
+# %% ../nbs/01b_benchmarks.ipynb #c015
 def _box_row(row, inclusive):
     "(frame, [x1, y1, x2, y2]) of one row, 0-based half-open. Raises ValueError with what is wrong."
     try: name, *corners = row; x1, y1, x2, y2 = (float(c) for c in corners if not isinstance(c, (str, bool)))
@@ -105,7 +105,7 @@ def parse_boxes(path, inclusive=True):
         found[stem_of(video)] = {f: np.array(b, float) for f, b in frames.items()}
     return found
 
-# %% ../nbs/01b_benchmarks.ipynb #c016
+# %% ../nbs/01b_benchmarks.ipynb #c018
 def fitted_truth(source, ranges=(), boxes=None, id="", pixel_masks=None):
     "GroundTruth of one video: ranges and boxes cut to its frames and size, a warning for each kind of cut."
     info, boxes = probe(source), boxes or {}
@@ -127,7 +127,7 @@ def _clipped(boxes, h, w):
     cut = np.asarray(boxes, float).reshape(-1, 4).clip(0, [w, h, w, h])
     return cut[(cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])]
 
-# %% ../nbs/01b_benchmarks.ipynb #c017
+# %% ../nbs/01b_benchmarks.ipynb #c019
 def mask_boxes(mask):
     "float [n, 4]: a box around each connected region of bool [h, w]."
     _, _, stats, _ = cv2.connectedComponentsWithStats(np.asarray(mask, np.uint8), connectivity=8)
@@ -139,12 +139,12 @@ def ranges_of(mask):
     edges = np.flatnonzero(np.diff(np.r_[0, np.asarray(mask, int), 0]))
     return [(int(s), int(e)) for s, e in zip(edges[::2], edges[1::2])]
 
-# %% ../nbs/01b_benchmarks.ipynb #c018
+# %% ../nbs/01b_benchmarks.ipynb #c020
 def _same_size(found, size, path, source):
     "A mask is never resized. Raises DatasetError where it has another size than its video."
     if tuple(found) != tuple(size): raise DatasetError(f"{path}: this mask is {found[1]} x {found[0]} pixels, its video {source} is {size[1]} x {size[0]}; take both from one release")
 
-# %% ../nbs/01b_benchmarks.ipynb #c020
+# %% ../nbs/01b_benchmarks.ipynb #c022
 def _with_validation(items, seed, fraction=.15):
     "(train, validation): each class's share of the training videos, by the hash of `split_items`."
     parts = [split_items([i for i in items if i.labels == labels], seed, 0, fraction)[:2] for labels in sorted({i.labels for i in items})]
@@ -162,7 +162,7 @@ def _once(make):
         return kept[id][0]
     return truth
 
-# %% ../nbs/01b_benchmarks.ipynb #c021
+# %% ../nbs/01b_benchmarks.ipynb #c023
 def _benchmark(name, classes, train, test, truth, seed=None, validation=(), notes=()):
     "Training videos divided for selection where no validation split is given, the row of the table, the truth by video id; `notes` are for `check`."
     if seed is not None: train, validation = _with_validation(train, seed)
@@ -175,7 +175,7 @@ def _unlisted(path, names, listed):
     "Notes on names of an annotation file that no list knows."
     return [f"{path}: {name!r} is in no list of videos; its lines are not used" for name in sorted(set(names) - set(listed))]
 
-# %% ../nbs/01b_benchmarks.ipynb #c022
+# %% ../nbs/01b_benchmarks.ipynb #c024
 def _find(root, *relative):
     "The first of some relative paths that is there; else the first, for the check to report."
     paths = [Path(root)/r for r in relative]
@@ -190,7 +190,7 @@ def video_files(root):
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES: found.setdefault(name, []).append(Path(folder)/name)
     return found
 
-# %% ../nbs/01b_benchmarks.ipynb #c023
+# %% ../nbs/01b_benchmarks.ipynb #c026
 def _ucf_source(name, root, files):
     "Where a listed video lies: in its class's folder, or, for normals, in any folder of normals; else as listed, for the check to report."
     name = name if Path(name).suffix else f"{name}.mp4"
@@ -199,7 +199,7 @@ def _ucf_source(name, root, files):
     loose = [p for p in files.get(file, ()) if "normal" in folder.lower() and "normal" in str(p.parent.relative_to(root)).lower()]
     return (fits + loose + [Path(root)/name])[0]
 
-# %% ../nbs/01b_benchmarks.ipynb #c024
+# %% ../nbs/01b_benchmarks.ipynb #c027
 def _ucf_items(path, root, files, seen):
     "VideoItems of UCF-Crime's lists: Class/Name.mp4, normals in folders called ..._Normal_..."
     items = []
@@ -211,7 +211,7 @@ def _ucf_items(path, root, files, seen):
         items.append(VideoItem(f"{folder}/{stem_of(name)}", _ucf_source(name, root, files), label))
     return items
 
-# %% ../nbs/01b_benchmarks.ipynb #c025
+# %% ../nbs/01b_benchmarks.ipynb #c028
 def _ucf_truth(item, told, boxes):
     "Truth of one test video; a class that differs between the lists is told."
     label, ranges = told
@@ -219,7 +219,7 @@ def _ucf_truth(item, told, boxes):
     if (NORMAL if "normal" in label.lower() else label) != listed: _tell(f"{item.id}: class {listed!r} in Anomaly_Test.txt, but {label!r} in Temporal_Anomaly_Annotation.txt; the first is used")
     return fitted_truth(item.source, ranges, boxes, item.id)
 
-# %% ../nbs/01b_benchmarks.ipynb #c026
+# %% ../nbs/01b_benchmarks.ipynb #c029
 def ucf_crime(root, annotations=None, seed=0, base=1):
     "UCF-Crime: videos under `root` (class folders, also within the official parts), lists and boxes in `annotations`."
     where, files, seen = Path(annotations or root), video_files(root), {}
@@ -233,7 +233,7 @@ def ucf_crime(root, annotations=None, seed=0, base=1):
     notes = [note for file, found in (("Temporal_Anomaly_Annotation.txt", temporal), ("Test_annotation.pkl", boxes)) for note in _unlisted(where/file, found, map(stem_of, items))]
     return _benchmark("ucf_crime", UCF_CRIME, train, test, truth, seed, notes=notes)
 
-# %% ../nbs/01b_benchmarks.ipynb #c030
+# %% ../nbs/01b_benchmarks.ipynb #c033
 def parse_classes(path, known=SHANGHAITECH):
     "{video: (labels)} of 'name class__class' lines; 'normal' becomes NORMAL. Raises DatasetError."
     found = {}
@@ -246,7 +246,7 @@ def parse_classes(path, known=SHANGHAITECH):
         found[name] = labels
     return found
 
-# %% ../nbs/01b_benchmarks.ipynb #c031
+# %% ../nbs/01b_benchmarks.ipynb #c034
 def _sh_items(where, root, split, seen):
     "(VideoItems of one list, notes); a 4-digit suffix is a folder of frames, a 3-digit one a film."
     items, path, known = [], where/f"SH_{split.title()}.txt", where/f"video_classes_{split}.txt"
@@ -262,7 +262,7 @@ def _sh_items(where, root, split, seen):
         items.append(VideoItem(name, source, classes[name]))
     return items, _unlisted(known, classes, (i.id for i in items))
 
-# %% ../nbs/01b_benchmarks.ipynb #c032
+# %% ../nbs/01b_benchmarks.ipynb #c035
 def _array(path, ndim):
     "A numpy file of so many axes, read in place; pickles inside are refused. Raises DatasetError."
     try: array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -286,7 +286,7 @@ def _sh_truth(root, item):
     boxes = {int(f): b for f in np.flatnonzero(mask) if len(b := mask_boxes(picture(f)))}
     return fitted_truth(item.source, ranges_of(mask), boxes, item.id, picture)
 
-# %% ../nbs/01b_benchmarks.ipynb #c033
+# %% ../nbs/01b_benchmarks.ipynb #c036
 def shanghaitech(root, annotations=None, seed=0):
     "ShanghaiTech's weak split (Zhong et al.): SH_Train.txt, SH_Test.txt and video_classes_*.txt in `annotations`."
     where, seen = Path(annotations or root), {}
@@ -294,7 +294,7 @@ def shanghaitech(root, annotations=None, seed=0):
     items = {i.id: i for i in test}
     return _benchmark("shanghaitech", SHANGHAITECH, train, test, lambda id: _sh_truth(root, items[id]), seed, notes=some + more)
 
-# %% ../nbs/01b_benchmarks.ipynb #c036
+# %% ../nbs/01b_benchmarks.ipynb #c039
 def parse_tracks(path):
     "[(object, start, stop)] of UBnormal's tracks, half-open 0-based. Raises DatasetError."
     tracks = []
@@ -320,7 +320,7 @@ def _ub_objects(path, size, source):
     _same_size(picture.shape, size, path, source)
     return picture
 
-# %% ../nbs/01b_benchmarks.ipynb #c037
+# %% ../nbs/01b_benchmarks.ipynb #c040
 def _ub_truth(item):
     "Ranges from the tracks; boxes and pixel masks of the tracked objects from the object masks beside the video."
     if not item.is_abnormal: return fitted_truth(item.source, id=item.id)
@@ -340,7 +340,7 @@ def _ub_truth(item):
         return np.zeros(info.size, bool) if found is None else np.isin(found, active(f))
     return fitted_truth(item.source, [(s, e) for _, s, e in tracks], {f: b for f, b in boxes.items() if b}, item.id, pixels)
 
-# %% ../nbs/01b_benchmarks.ipynb #c038
+# %% ../nbs/01b_benchmarks.ipynb #c041
 def _ub_items(where, root, split, seen):
     "VideoItems of one of UBnormal's splits; the scene is in the name."
     items = []
@@ -359,7 +359,7 @@ def ubnormal(root, annotations=None):
     items = {i.id: i for i in validation + test}
     return _benchmark("ubnormal", UBNORMAL, train, test, lambda id: _ub_truth(items[id]), validation=validation)
 
-# %% ../nbs/01b_benchmarks.ipynb #c041
+# %% ../nbs/01b_benchmarks.ipynb #c044
 def xd_labels(name):
     "'..._label_B2-G-0' -> ('Shooting', 'Explosion'). Raises DatasetError."
     codes = stem_of(name).rpartition("_label_")[2].split("-")
@@ -379,7 +379,7 @@ def parse_xd(path):
         found[stem_of(name)] = ranges
     return found
 
-# %% ../nbs/01b_benchmarks.ipynb #c042
+# %% ../nbs/01b_benchmarks.ipynb #c045
 XD_TEST = ("test", "videos", "test_videos")     # folders of test videos; every other one is for training (official: 1-1004, 1005-2004, ...)
 
 def _xd_items(root, ranges):
@@ -406,7 +406,7 @@ def xd_violence(root, annotations=None, seed=0):
     items = {i.id: i for i in test}
     return _benchmark("xd_violence", XD_VIOLENCE, train, test, lambda id: fitted_truth(items[id].source, ranges.get(stem_of(id), ()), id=id), seed)
 
-# %% ../nbs/01b_benchmarks.ipynb #c045
+# %% ../nbs/01b_benchmarks.ipynb #c048
 def parse_ped2(path):
     "[[(start, stop)], ...] of UCSDped2.m, one entry a test video, half-open 0-based; [] is a video without. Raises DatasetError."
     rows = []
@@ -424,7 +424,7 @@ def parse_ped2(path):
     if not rows: raise DatasetError(f"{path}: has no line 'gt_frame = [start:end];'; use the official UCSDped2.m")
     return rows
 
-# %% ../nbs/01b_benchmarks.ipynb #c046
+# %% ../nbs/01b_benchmarks.ipynb #c049
 def _ped2_masks(item, folder, info):
     "A function frame -> bool [h, w], masks paired with frames by sorted order; None without masks. Raises DatasetError."
     files = sorted((p for p in folder.iterdir() if p.suffix == ".bmp" and not p.name.startswith(".")), key=natural_key) if folder.is_dir() else []
@@ -445,7 +445,7 @@ def _ped2_truth(item, ranges, masks):
     boxes = {f: mask_boxes(pixels(f)) for s, e in ranges for f in range(s, min(e, info.n_frames))} if pixels else {}
     return fitted_truth(item.source, ranges, {f: b for f, b in boxes.items() if len(b)}, item.id, pixels)
 
-# %% ../nbs/01b_benchmarks.ipynb #c047
+# %% ../nbs/01b_benchmarks.ipynb #c050
 PED2 = {"training": ("Train/Train*", "training/frames/*"), "testing": ("Test/Test*", "testing/frames/*")}      # the official folders, and those of a common copy
 
 def _ped2_items(root, part):
@@ -469,7 +469,7 @@ def ucsd_ped2(root, seed=0, train_fraction=.5):
     masks = lambda id: _find(root, f"masks/Test{numbers[id]:03d}_gt", f"Test/Test{numbers[id]:03d}_gt")
     return _benchmark("ucsd_ped2", UCSD_PED2, normal + list(learn), test, lambda id: _ped2_truth(items[id], ranges[id], masks(id)), seed)
 
-# %% ../nbs/01b_benchmarks.ipynb #c050
+# %% ../nbs/01b_benchmarks.ipynb #c053
 PAGES = {       # where each benchmark is handed out
     "ucf_crime": "https://www.crcv.ucf.edu/projects/real-world/ (boxes: https://github.com/xuzero/UCFCrime_BoundingBox_Annotation)",
     "shanghaitech": "https://svip-lab.github.io/dataset/campus_dataset.html (weak split: https://github.com/jx-zhong-for-academic-purpose/GCN-Anomaly-Detection)",
@@ -486,7 +486,7 @@ def _check_classes(benchmark):
     return [f"class {label!r}: has no text; CLIP needs words for it" for label, text in benchmark.classes.items() if not str(text).strip()] \
          + [f"class {label!r}: no video carries it" for label in benchmark.classes if label not in used]
 
-# %% ../nbs/01b_benchmarks.ipynb #c051
+# %% ../nbs/01b_benchmarks.ipynb #c054
 def _check_truth(benchmark, item):
     "(findings, number of boxes) of one test video's truth."
     with warnings.catch_warnings(record=True) as told:
@@ -506,7 +506,7 @@ def _found(benchmark, boxes):
     return f"{benchmark.name}: " + ", ".join(f"{len(items)} {name} ({sum(i.is_abnormal for i in items)} abnormal)" for name, items in splits) + beside \
          + f", {len(benchmark.classes)} classes, labels {'of every frame' if benchmark.frame_labels else 'per video only'}, {boxes} boxes"
 
-# %% ../nbs/01b_benchmarks.ipynb #c052
+# %% ../nbs/01b_benchmarks.ipynb #c055
 def check(benchmark, most=20):
     "Print what is there, what is missing, where to get it, and every inconsistency (`most` lines of each kind); return all of them. Also `benchmark.check()`."
     missing = [i for i in benchmark.items() if not i.source.exists()]
