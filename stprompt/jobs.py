@@ -396,7 +396,7 @@ def untrained_scores(run: TrainRun, queries: str) -> dict:
     localizer = Localizer(run.clip, searched(run.benchmark), LocalizerOptions(normal=queries, mode=run.job.mode))
     found = {}
     for item in tqdm(run.benchmark.test, f"eq. 11, {queries}"):
-        grids = [localizer.grid(c.images, 32, 32).amax((1, 2)).cpu().numpy() for c in read_frames(item.source, stride=run.settings.stride) if len(c.images)]
+        grids = [localizer.grid(c.images).amax((1, 2)).cpu().numpy() for c in read_frames(item.source, stride=run.settings.stride) if len(c.images)]
         found[item.id] = run.features[item.id].to_frames(np.concatenate(grids))
     return found
 
@@ -446,7 +446,7 @@ def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, 
 def finish_seeds(run: TrainRun, runs: dict, stages: pd.DataFrame, places: pd.DataFrame, choices: pd.DataFrame):
     "metrics.json and table.md over all seeds, with the stages' and localizers' tables; the last seed's model."
     run.run.record.seeds = list(runs)
-    run.run.finish({seed: r.report for seed, r in runs.items()}, stages=stages.to_dict("records"), localizers=places.to_dict("records"), choices=choices.reset_index().to_dict("records"),
+    run.run.finish({seed: r.report for seed, r in runs.items()}, stages=stages.astype(object).where(stages.notna(), None).to_dict("records"), localizers=places.to_dict("records"), choices=choices.reset_index().to_dict("records"),
                    last_epoch={seed: r.last for seed, r in runs.items()}, best_epoch={seed: r.history.best_epoch for seed, r in runs.items()})
     first = runs[seed_list(run.job)[0]]
     first.model.save_pretrained(run.out / "model", metrics={name: metric["mean"] for name, metric in first.report.metrics.items()})

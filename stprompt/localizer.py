@@ -205,12 +205,17 @@ class Localizer:
         with torch.inference_mode():
             self.text = clip.text([*self.queries.normal, *self.queries.abnormal]).float() if options.method == "text" else None
 
+    @torch.inference_mode()
+    def grid(self, frames, window=32, stride=32):
+        "Heat float [N, h, w] of the windows of one scale, before it is spread over the frame."
+        return window_heat(check_frames(frames), window, stride, self.clip, self.text, len(self.queries.normal), self.options, self.side)
+
     def maps(self, frames):
         "One float32 [N, H, W] a scale, before they are fused."
         frames, o = check_frames(frames), self.options
         if not len(frames): return [np.zeros(frames.shape[:3], np.float32) for _ in o.scales]
         with torch.inference_mode():
-            grids = [window_heat(frames, *scale, self.clip, self.text, len(self.queries.normal), o, self.side) for scale in o.scales]
+            grids = [self.grid(frames, *scale) for scale in o.scales]
             return [spread_map(grid, frames.shape[1:3], *scale, self.side, o.spread).cpu().numpy() for grid, scale in zip(grids, o.scales)]
 
     def heat(self, frames):

@@ -69,6 +69,13 @@ def test_seeds_are_checked():
     with pytest.raises(JobError, match="seeds='a,b'"): SeedJob(seeds="a,b")
 
 
+def test_the_seeds_job_runs_to_its_end(tmp_path):
+    record = run("seeds", tmp_path, size="small", seeds="0,1", epochs=1, device="cpu")
+    assert record["seeds"] == [0, 1] and "std" in record["metrics"]["frame_auc"] and len(record["more"]["stages"]) == 8 and len(record["more"]["localizers"]) == 4
+    assert {"queries", "lambda", "best trivial"} <= set(record["more"]["choices"][0]) and (tmp_path / "table.md").read_text().count("\n## ") == 3
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {"README.md", "config.json", "model.safetensors", "detector.json"} and (tmp_path / "localization.png").exists()
+
+
 def make_clips(root, n=6):
     rng = np.random.default_rng(0)
     for label, shift in (("fight", 40), ("noFight", 0)):
