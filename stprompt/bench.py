@@ -218,17 +218,17 @@ def bench_detector(seconds_of: int = 60) -> dict:
     return row("Detector: seconds of video / seconds spent", "mini", (seconds_of, spent, seconds_of / spent), "> 1", f"{len(found.events)} events, {torch.get_num_threads()} threads")
 
 # %% ../nbs/41_bench.ipynb #c030
-def bench_effect(size: str = "small", seed: int = 0, rows=("frame_auc", "mean_iou", "patch_auc"), **more) -> list:
+def bench_effect(size: str = "small", seed: int = 0, stride: int = 32, rows=("frame_auc", "mean_iou", "patch_auc"), **more) -> list:
     "One row a metric, token and crop side by side, with the 95 % intervals over test videos; and the seconds of extraction."
     from stprompt.jobs import TrainJob, TrainRun, fit_quietly, report
     found, spent = {}, {}
     for mode in ("token", "crop"):
         with tempfile.TemporaryDirectory() as folder:
-            run = TrainRun(TrainJob(size=size, seed=seed, mode=mode, out=folder, **more))
+            run = TrainRun(TrainJob(size=size, seed=seed, mode=mode, stride=stride, out=folder, **more))
             spent[mode] = run.extract().seconds; report(fit_quietly(run)); found[mode] = run.report.metrics
     tell = lambda m: f"{m['mean']:.1f} [{m['ci95'][0]:.1f}, {m['ci95'][1]:.1f}]" if m["ci95"] else f"{m['mean']:.1f}"
     return [{"what": f"{name}, MiniStreet {size}, token - crop", "backbone": "mini", "ratio": f"{found['token'][name]['mean'] - found['crop'][name]['mean']:+.1f}", "aim": "0",
-             "note": f"token {tell(found['token'][name])}, crop {tell(found['crop'][name])}; seed {seed}; extraction {spent['token']:.0f} s and {spent['crop']:.0f} s"} for name in rows]
+             "note": f"token {tell(found['token'][name])}, crop {tell(found['crop'][name])}; seed {seed}, one of {stride} frames; extraction {spent['token']:.0f} s and {spent['crop']:.0f} s"} for name in rows]
 
 # %% ../nbs/41_bench.ipynb #c032
 def measure(quick: bool, films: list) -> list:
