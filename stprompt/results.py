@@ -151,7 +151,7 @@ def metric_table(
 
 def markdown(table):
     "A DataFrame as a Markdown table."
-    cells = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    cells = [[str(name) for name in table.columns], ["---"] * len(table.columns), *table.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 # %% ../nbs/22_results.ipynb #c023
