@@ -393,13 +393,13 @@ class DetectJob:
 
 # %% ../nbs/23_detector.ipynb #c038
 def example_video() -> Path:
-    "One of MiniStreet's test videos, rendered into the cache on first use: people walk by, then something happens."
+    "One of MiniStreet's test videos, rendered into the cache on first use: people walk by, then something explodes."
     from stprompt.datasets import cache_dir
     from stprompt.ministreet import files_of, make_id, render
     folder = cache_dir("example")
     for name in ("videos", "truth"): (folder / name).mkdir(parents=True, exist_ok=True)
-    video = files_of(folder, make_id("test", 13))[0]
-    if not video.is_file(): render(str(folder), "test", 13, "full")
+    video = files_of(folder, make_id("test", 7))[0]
+    if not video.is_file(): render(str(folder), "test", 7, "full")
     return video
 
 class DetectRun:
