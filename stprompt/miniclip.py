@@ -8,8 +8,8 @@ __all__ = ['ACTOR_PHRASES', 'ANOMALY_PHRASES', 'PHRASES', 'TEMPLATES', 'PLACES',
            'find_object', 'frame_concept', 'patches_of', 'positions_of', 'keep', 'make_batch', 'concept_contrastive',
            'encode_patches', 'encode_captions', 'to_tensor', 'PretrainOptions', 'rate', 'step_loss', 'optimizers',
            'save_state', 'Run', 'Batches', 'train_step', 'pretrain', 'rescale', 'concept_texts', 'exam_objects',
-           'exam_windows', 'zero_shot', 'anomaly_auroc', 'PretrainJob', 'PretrainRun', 'draw_losses', 'embed',
-           'exam_of', 'examine', 'draw_confusion', 'publish']
+           'exam_windows', 'zero_shot', 'anomaly_auroc', 'auroc_interval', 'PretrainJob', 'PretrainRun', 'draw_losses',
+           'embed', 'exam_of', 'examine', 'draw_confusion', 'publish']
 
 # %% ../nbs/40_miniclip.ipynb #c002
 import hashlib
@@ -273,7 +273,7 @@ class Run:
     def __init__(self, model, options: PretrainOptions, checkpoint=None):
         torch.manual_seed(options.seed)
         self.o, self.model, self.checkpoint = options, model.to(options.device).train(), checkpoint and Path(checkpoint)
-        self.optimizers, self.losses = optimizers(model, options), []
+        self.optimizers, self.losses, self.seconds = optimizers(model, options), [], 0.
         decay = lambda a, p, n: torch.lerp(p, a, min(options.ema, (1 + int(n)) / (10 + int(n))))
         self.average = torch.optim.swa_utils.AveragedModel(model, avg_fn=decay)
         if self.checkpoint and self.checkpoint.is_file(): self.load(torch.load(self.checkpoint, weights_only=True))
@@ -284,10 +284,10 @@ class Run:
         if state["seed"] != self.o.seed or state["steps"] != self.o.steps:
             raise ValueError(f"{self.checkpoint}: begun with seed {state['seed']} and {state['steps']} steps, not {self.o.seed} and {self.o.steps}; go on with those or name another checkpoint")
         for name, part in self.parts().items(): part.load_state_dict(state[name])
-        self.losses = list(state["losses"])
+        self.losses, self.seconds = list(state["losses"]), state["seconds"]
 
     def save(self):
-        if self.checkpoint: save_state(self.checkpoint, seed=self.o.seed, steps=self.o.steps, losses=self.losses, **{n: p.state_dict() for n, p in self.parts().items()})
+        if self.checkpoint: save_state(self.checkpoint, seed=self.o.seed, steps=self.o.steps, losses=self.losses, seconds=self.seconds, **{n: p.state_dict() for n, p in self.parts().items()})
 
 # %% ../nbs/40_miniclip.ipynb #c031
 class Batches(torch.utils.data.Dataset):
@@ -310,10 +310,11 @@ def train_step(run: Run, tokenizer, batch: dict, mean, std):
 def pretrain(run: Run, tokenizer, mean, std, report=None, every: int = 50, plan: BatchPlan = BatchPlan()):
     "Trains to the last step and returns the averaged open_clip model; calls report(losses) and saves every `every` steps."
     loader = torch.utils.data.DataLoader(Batches(run.o, len(run.losses), plan), batch_size=None, num_workers=run.o.workers, prefetch_factor=4 if run.o.workers else None)
+    start = time.time() - run.seconds
     for batch in loader:
         train_step(run, tokenizer, batch, mean, std)
         if len(run.losses) % every == 0 or len(run.losses) == run.o.steps:
-            run.save()
+            run.seconds = time.time() - start; run.save()
             if report: report(run.losses)
     return run.average.module.eval()
 
@@ -348,7 +349,7 @@ def exam_objects(n: int, seed: int = 0) -> tuple:
 def exam_windows(n: int, side: int, seed: int = 0) -> tuple:
     "n windows uint8 [n, side, side, 3] of unseen scenes, their corners (x, y) and concepts; half of them show an anomaly."
     draw = Draw(f"exam {seed} {side}")
-    shots, kept = list(snapshots(draw, max(12, n // 4), "unseen")), []
+    shots, kept = list(snapshots(draw, max(12, n // 2), "unseen")), []
     quota = {True: n // 2, False: n - n // 2}
     while any(quota.values()):
         k, x, y, concept = find_window(draw, shots, side, PATCH)
@@ -365,6 +366,12 @@ def anomaly_auroc(probability: np.ndarray, concepts: np.ndarray) -> float:
     "AUROC of anomaly versus rest."
     return float(roc_auc_score(IS_ANOMALY[concepts], probability[:, IS_ANOMALY].sum(1)))
 
+def auroc_interval(probability: np.ndarray, concepts: np.ndarray, n: int = 200, seed: int = 0) -> list:
+    "Its bootstrap 95 % interval over images."
+    rng = np.random.default_rng(seed)
+    draws = [rng.integers(0, len(concepts), len(concepts)) for _ in range(n)]
+    return np.quantile([anomaly_auroc(probability[d], concepts[d]) for d in draws if 0 < IS_ANOMALY[concepts[d]].mean() < 1], (.025, .975)).tolist()
+
 # %% ../nbs/40_miniclip.ipynb #c042
 @dataclass(frozen=True)
 class PretrainJob:
@@ -374,7 +381,7 @@ class PretrainJob:
     device: str = "cpu"          # cpu | cuda
     workers: int = 1             # processes that render
     bf16: bool = True            # matrix products in bfloat16
-    exam: int = 600              # windows of each kind in the examination
+    exam: int = 2000             # windows of each kind in the examination
     out: str = "out/mini_clip"   # folder of everything written
 
     def __post_init__(self):
@@ -394,14 +401,12 @@ class PretrainRun:
         self.out.mkdir(parents=True, exist_ok=True)
         self.options = PretrainOptions(steps=job.steps, seed=job.seed, device=job.device, workers=job.workers, bf16=job.bf16)
         self.state = Run(build_clip(self.config["model_cfg"], job.seed), self.options, self.out / "checkpoint.pt")
-        self.seconds = time.time()
 
     def train(self):
         "Goes on to the last step with a progress bar."
         with tqdm(total=self.job.steps, initial=len(self.state.losses), desc="pre-training", mininterval=5) as bar:
             def report(losses): bar.update(len(losses) - bar.n); bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
             self.model = pretrain(self.state, self.tokenizer, self.mean, self.std, report, every=min(50, self.job.steps)).cpu()
-        self.seconds = time.time() - self.seconds
         rescale(self.model, self.mean, self.std)
         self.model.load_state_dict({k: v.half().float() for k, v in self.model.state_dict().items()})     # examined as it is stored
 
@@ -442,9 +447,9 @@ def examine(run: PretrainRun):
         features, concepts = exam_of(run, kind)
         p = zero_shot(features, texts, owner)
         run.exam[kind] = (p, concepts)
-        rows.append({"window": kind, "n": len(concepts), "AUROC": anomaly_auroc(p, concepts), "top-1": float((p.argmax(1) == concepts).mean())})
+        rows.append({"window": kind, "n": len(concepts), "AUROC": anomaly_auroc(p, concepts), "95 %": auroc_interval(p, concepts), "top-1": float((p.argmax(1) == concepts).mean())})
     run.table = pd.DataFrame(rows)
-    return run.table.round(3)
+    return run.table.assign(**{"95 %": [f"{low:.3f}-{high:.3f}" for low, high in run.table["95 %"]]}).round(3)
 
 def draw_confusion(run: PretrainRun, kind: str = "objects"):
     "Which concept is taken for which: rows are the truth, normalised."
@@ -465,8 +470,8 @@ def publish(run: PretrainRun):
     "Writes the weights in half precision and metrics.json; returns their size in MB."
     path = run.out / "open_clip_model.safetensors"
     save_file({k: v.half().contiguous() for k, v in run.model.state_dict().items()}, path)
-    metrics = {row["window"]: {"auroc": row["AUROC"], "top1": row["top-1"], "n": row["n"]} for row in run.table.to_dict("records")}
+    metrics = {row["window"]: {"auroc": row["AUROC"], "ci95": row["95 %"], "top1": row["top-1"], "n": row["n"]} for row in run.table.to_dict("records")}
     write_json(run.out / "metrics.json", {"experiment": "mini CLIP, zero-shot on unseen scenes", "parameters": asdict(run.job), "options": asdict(run.options), "metrics": metrics,
                "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "steps": len(run.state.losses), "final_loss": float(np.mean(run.state.losses[-50:])),
-               "seconds_of_this_session": run.seconds, **provenance(project_root() / "nbs" / "pretrain_mini_clip.ipynb")})
+               "training_seconds": run.state.seconds, **provenance(project_root() / "nbs" / "pretrain_mini_clip.ipynb")})
     return {"MB": round(path.stat().st_size / 1e6, 2), "parameters": sum(v.numel() for v in run.model.parameters())}
