@@ -296,7 +296,7 @@ def _csv_label(label, alike, where):
     if label.lower() == NORMAL.lower(): return NORMAL
     text = text_of(label)
     if not text or not label.isprintable(): raise DatasetError(f"{where}: has no label that can be read ({label!r}); write a word, {NORMAL} if nothing happens in it")
-    if text.startswith(text_of(NORMAL)): raise DatasetError(f"{where}: label {label!r} looks like {NORMAL}; write {NORMAL} if nothing happens in it, another word if something does")
+    if text.startswith(text_of(NORMAL)) or is_normal_name(label): raise DatasetError(f"{where}: label {label!r} looks like {NORMAL}; write {NORMAL} if nothing happens in it, another word if something does")
     if alike.setdefault(text, label) != label:
         raise DatasetError(f"{where}: label {label!r}, but {alike[text]!r} above, differs in case or separators only; write both the same way")
     return label
@@ -353,6 +353,10 @@ def csv_videos(path, root=None):
         id, source = _csv_source(row["path"], root, where)
         if id in found and found[id].source != source: raise DatasetError(f"{where}: {source.name} and {found[id].source.name} differ in their suffix only; rename one")
         found.setdefault(id, ListedVideo(source, line)).add(label, _csv_range(row, where), split, where, line)
+    labels = [label for video in found.values() for label in video.labels]
+    for video in found.values():
+        if (doubt := next((l for l in video.labels if l != NORMAL and is_normal_name(l, labels)), None)) is not None:
+            raise DatasetError(f"{path}, line {video.line}: label {doubt!r} reads as if nothing happened; write {NORMAL}, or another word if something does")
     kinds = {NORMAL in video.labels for video in found.values()}
     for kind, name in ((True, NORMAL), (False, "abnormal")):
         if kind not in kinds: raise DatasetError(f"{path}: lists no {name} video; learning needs both, and the normal ones are labelled {NORMAL}")

@@ -109,9 +109,6 @@ def texts_of(text: str) -> dict:
     return {label.strip(): words.strip() for label, _, words in pairs}
 
 # %% ../nbs/24_jobs.ipynb #c008
-#| export
-
-# %% ../nbs/24_jobs.ipynb #c009
 def check_places(job):
     "Root, texts, backbone and device. Raises JobError."
     if job.dataset != "ministreet" and not (job.root and Path(job.root).expanduser().exists()):
@@ -123,7 +120,7 @@ def check_places(job):
     if job.device not in ("auto", "cpu") and not job.device.startswith("cuda"): raise JobError(f"parameter device={job.device!r}: choose auto, cpu or cuda")
     if job.device.startswith("cuda") and not torch.cuda.is_available(): raise JobError(f"parameter device={job.device!r}: this machine has no CUDA device; use auto or cpu")
 
-# %% ../nbs/24_jobs.ipynb #c011
+# %% ../nbs/24_jobs.ipynb #c010
 def example_list(folder) -> Path:
     "Some of MiniStreet's videos and a CSV list of them, as one's own data might look: labels, seconds, splits; the list's path."
     benchmark, folder, rows = ministreet(None, "small"), Path(folder), ["path,label,start,end,split"]
@@ -135,7 +132,7 @@ def example_list(folder) -> Path:
             rows += [f"videos/{item.source.name},{item.labels[0]},{span},{split}" for span in spans]
     return write_atomic(folder / "list.csv", "\n".join(rows) + "\n")
 
-# %% ../nbs/24_jobs.ipynb #c013
+# %% ../nbs/24_jobs.ipynb #c012
 def open_benchmark(job):
     "The job's benchmark with all its videos: rendered, or found in its folder. Raises JobError where videos are missing."
     benchmark = open_dataset(job, **({"texts": texts_of(job.texts)} if job.texts else {}))
@@ -159,7 +156,7 @@ def describe(benchmark) -> str:
     rows = [f"{split:10s} {len(items):4d} videos, {sum(i.is_abnormal for i in items):4d} abnormal" for split in ("train", "validation", "test") if (items := getattr(benchmark, split)) is not None]
     return "\n".join([f"{benchmark.name}: {', '.join(benchmark.classes.values())}", *rows])
 
-# %% ../nbs/24_jobs.ipynb #c015
+# %% ../nbs/24_jobs.ipynb #c014
 class TrainRun:
     "A job in the making; the stages in order: extract, train, score, report, finish."
     def __init__(self, job: TrainJob, experiment: str = "train"):
@@ -186,7 +183,7 @@ class TrainRun:
         check_lengths(self)
         return self.summary
 
-# %% ../nbs/24_jobs.ipynb #c016
+# %% ../nbs/24_jobs.ipynb #c015
 def check_lengths(run: TrainRun):
     "Before any training: the truth of each test video has as many frames as were decoded. Raises JobError."
     if not run.benchmark.frame_labels: return
@@ -198,7 +195,7 @@ def write_split(run: TrainRun):
     "split.json: which video was in which split."
     write_json(run.out / "split.json", {name: [i.id for i in getattr(run.benchmark, name)] for name in ("train", "validation", "test")})
 
-# %% ../nbs/24_jobs.ipynb #c017
+# %% ../nbs/24_jobs.ipynb #c016
 def new_model(run: TrainRun) -> STPrompt:
     "The detector that the job asks for."
     j = run.job
@@ -206,12 +203,12 @@ def new_model(run: TrainRun) -> STPrompt:
     return STPrompt(STPromptOptions(dim=run.clip.dim, token_width=run.clip.token_width, classes=run.benchmark.classes, adapter=j.adapter, layers=j.layers, sigma=float(j.sigma),
                                     prompt_length=j.prompt_length, spatial=j.spatial, branches=j.branches, normalize=j.normalize, clip=run.clip.identity)).to(run.device)
 
-# %% ../nbs/24_jobs.ipynb #c018
+# %% ../nbs/24_jobs.ipynb #c017
 def scores_of(run: TrainRun, items) -> dict:
     "{id: score of every frame} of these videos."
     return score_videos(run.model, {i.id: run.features[i.id] for i in items})
 
-# %% ../nbs/24_jobs.ipynb #c019
+# %% ../nbs/24_jobs.ipynb #c018
 def validate(run: TrainRun):
     "A function model -> video AUC of the validation split, or None where it has only one kind of video."
     items = run.benchmark.validation
@@ -219,7 +216,7 @@ def validate(run: TrainRun):
     if len(set(labels.values())) < 2: return None
     return lambda model: video_auc(score_videos(model, {i.id: run.features[i.id] for i in items}), labels, "topk")
 
-# %% ../nbs/24_jobs.ipynb #c020
+# %% ../nbs/24_jobs.ipynb #c019
 def fit_model(run: TrainRun, on_epoch=None):
     "A new model, fitted to the training split."
     options = LearnerOptions(**own_values(run.job, run.benchmark), seed=run.job.seed, device=run.device)
@@ -234,7 +231,7 @@ def train(run: TrainRun):
     run.run.figure(plot.draw(), "losses"); plt.close("all")
     return run.history
 
-# %% ../nbs/24_jobs.ipynb #c021
+# %% ../nbs/24_jobs.ipynb #c020
 def score(run: TrainRun, which: str = "best"):
     "Scores of every test frame with the best or the last weights, and the gate of TIoU from training videos."
     use(run.model, run.history, which)
@@ -244,7 +241,7 @@ def score(run: TrainRun, which: str = "best"):
     run.truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.test} if run.benchmark.frame_labels else {}
     return run.scores
 
-# %% ../nbs/24_jobs.ipynb #c022
+# %% ../nbs/24_jobs.ipynb #c021
 def locate(run: TrainRun, **options):
     "Heat maps and boxes on the judged test frames: run.boxes, run.samples, run.heats (one frame a video, for the pictures)."
     o = LocalizerOptions(normal=run.job.queries, method=run.job.localizer, mode=run.job.mode, fusion=run.job.fusion)
@@ -259,7 +256,7 @@ def locate(run: TrainRun, **options):
         run.heats[id] = (int(index[middle]), images[middle], heats[middle])
     return run.boxes
 
-# %% ../nbs/24_jobs.ipynb #c023
+# %% ../nbs/24_jobs.ipynb #c022
 def searched(benchmark) -> dict:
     "{label: words} that the localizer looks for: the classes, on UBnormal, which has only one, its 22 kinds of events."
     return {kind: kind for kind in UBNORMAL_TYPES} if benchmark.name == "ubnormal" else benchmark.classes
@@ -270,7 +267,7 @@ def judged_frames(truths: dict, stride: int) -> dict:
     dense = any((np.diff(index) == 1).any() for index in every.values())
     return annotated_frames(truths, stride) if dense else every
 
-# %% ../nbs/24_jobs.ipynb #c024
+# %% ../nbs/24_jobs.ipynb #c023
 def pictures(run: TrainRun, id: str, index: np.ndarray) -> np.ndarray:
     "uint8 [n, H, W, 3]: these frames of a video."
     wanted, kept = set(index.tolist()), []
@@ -278,7 +275,7 @@ def pictures(run: TrainRun, id: str, index: np.ndarray) -> np.ndarray:
         kept += [image for image, i in zip(chunk.images, chunk.index.tolist()) if i in wanted]
     return np.stack(kept)
 
-# %% ../nbs/24_jobs.ipynb #c027
+# %% ../nbs/24_jobs.ipynb #c026
 def report(run: TrainRun):
     "The Report that the benchmark's labels allow; with frame labels also the last epoch's AUC."
     if not run.benchmark.frame_labels:
@@ -296,7 +293,7 @@ def last_epoch(run: TrainRun) -> dict:
     if run.benchmark.frame_labels: return {"frame_auc": frame_auc(scores, run.truths)}
     return {"video_auc": video_auc(scores, {i.id: i.is_abnormal for i in run.benchmark.test}, "topk")}
 
-# %% ../nbs/24_jobs.ipynb #c028
+# %% ../nbs/24_jobs.ipynb #c027
 def finish(run: TrainRun):
     "Writes metrics.json, table.md and the checkpoint with its model card; returns the metrics table."
     metrics = {name: metric["mean"] for name, metric in run.report.metrics.items()}
@@ -307,7 +304,7 @@ def finish(run: TrainRun):
     run.run.finish(run.report, **more)
     return metric_table(run.report, run.benchmark.name)
 
-# %% ../nbs/24_jobs.ipynb #c030
+# %% ../nbs/24_jobs.ipynb #c029
 def examples(run: TrainRun, n: int = 6) -> list:
     "Test videos for the pictures: the first of each class, in order of the classes."
     first = {}
@@ -315,7 +312,7 @@ def examples(run: TrainRun, n: int = 6) -> list:
     order = [first[c] for c in run.benchmark.classes if c in first and c != NORMAL] + [first[c] for c in (NORMAL,) if c in first]
     return order[:n - 1] + order[-1:] if len(order) > n else order
 
-# %% ../nbs/24_jobs.ipynb #c031
+# %% ../nbs/24_jobs.ipynb #c030
 def draw_curves(run: TrainRun):
     "Scores of one test video a class."
     items = examples(run, 8)
@@ -327,7 +324,7 @@ def draw_curves(run: TrainRun):
     run.run.figure(figure, "curves")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c032
+# %% ../nbs/24_jobs.ipynb #c031
 def draw_heats(run: TrainRun):
     "Heat map and boxes of one abnormal test video a class; says so where a benchmark has no boxes."
     chosen = [i for i in examples(run, 8) if i.id in getattr(run, "heats", {})]
@@ -340,7 +337,7 @@ def draw_heats(run: TrainRun):
     run.run.figure(figure, "localization")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c033
+# %% ../nbs/24_jobs.ipynb #c032
 def draw_report(run: TrainRun):
     "All metrics with intervals and floors."
     figure, ax = plt.subplots(figsize=(6, 2.4))
@@ -348,7 +345,7 @@ def draw_report(run: TrainRun):
     run.run.figure(figure, "metrics")
     return figure
 
-# %% ../nbs/24_jobs.ipynb #c035
+# %% ../nbs/24_jobs.ipynb #c034
 @dataclass(frozen=True)
 class SeedJob(TrainJob):
     "TrainJob with several seeds; `seed` is not used."
@@ -374,7 +371,7 @@ def fit_quietly(run: TrainRun):
     score(run)
     return run
 
-# %% ../nbs/24_jobs.ipynb #c036
+# %% ../nbs/24_jobs.ipynb #c035
 def run_seeds(run: TrainRun) -> dict:
     "{seed: TrainRun}, each fitted, localized and reported."
     runs = {}
@@ -390,7 +387,7 @@ def seed_table(runs: dict) -> pd.DataFrame:
     table = pd.DataFrame(rows).T
     return pd.concat([table, table.agg(["mean", "std"])]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c037
+# %% ../nbs/24_jobs.ipynb #c036
 def untrained_scores(run: TrainRun, queries: str) -> dict:
     "{id: frame scores} with no training: the largest eq. 11 of a frame's 32 x 32 windows."
     localizer = Localizer(run.clip, searched(run.benchmark), LocalizerOptions(normal=queries, mode=run.job.mode))
@@ -404,7 +401,7 @@ def darkness_scores(run: TrainRun) -> dict:
     "{id: frame scores} of a detector that only measures how dark a frame is."
     return {i.id: run.features[i.id].to_frames(np.concatenate([255 - c.images.mean((1, 2, 3)) for c in read_frames(i.source, stride=run.settings.stride) if len(c.images)])) for i in run.benchmark.test}
 
-# %% ../nbs/24_jobs.ipynb #c038
+# %% ../nbs/24_jobs.ipynb #c037
 def explain(run: TrainRun, seeds: tuple = (0,)) -> pd.DataFrame:
     "Frame AUC of each stage on its own; trained rows are means over these seeds."
     truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.test}
@@ -415,7 +412,7 @@ def explain(run: TrainRun, seeds: tuple = (0,)) -> pd.DataFrame:
         rows.append((f"trained, windows: {spatial}", np.mean(aucs), np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan))
     return pd.DataFrame(rows, columns=["signal", "frame AUC", "std over seeds"]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c039
+# %% ../nbs/24_jobs.ipynb #c038
 def localizers(run: TrainRun) -> pd.DataFrame:
     "Mean IoU and patch AUC of each localizer on the same frames, beside the best trivial box; `run` is scored already."
     if not annotated_frames(run.truths): print("no localizers compared: this benchmark has no boxes"); return pd.DataFrame()
@@ -426,7 +423,7 @@ def localizers(run: TrainRun) -> pd.DataFrame:
         rows.append((name, r["mean_iou"], r["tiou"], r["patch_auc"], r.floors["iou best"]))
     return pd.DataFrame(rows, columns=["localizer", "mean IoU", "TIoU", "patch AUC", "best trivial IoU"]).round(2)
 
-# %% ../nbs/24_jobs.ipynb #c041
+# %% ../nbs/24_jobs.ipynb #c040
 def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, .7, 1.), thresholds=(.5, .6, .7, .8, .9)) -> pd.DataFrame:
     "Mean IoU on the abnormal validation videos for each lambda (rows) and threshold (columns), beside the best trivial box."
     if run.job.dataset != "ministreet": print("no choice to make: only MiniStreet has boxes on training videos"); return pd.DataFrame()
@@ -442,7 +439,7 @@ def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, 
             rows[normal, weight] = {threshold: mean_iou(box_ious(boxes(threshold), truths, frames)) for threshold in thresholds} | {"best trivial": floor}
     return pd.DataFrame(rows).T.rename_axis(["queries", "lambda"]).round(1)
 
-# %% ../nbs/24_jobs.ipynb #c042
+# %% ../nbs/24_jobs.ipynb #c041
 def finish_seeds(run: TrainRun, runs: dict, stages: pd.DataFrame, places: pd.DataFrame, choices: pd.DataFrame):
     "metrics.json and table.md over all seeds, with the stages' and localizers' tables; the last seed's model."
     run.run.record.seeds = list(runs)
