@@ -178,8 +178,12 @@ def test_oddities_of_a_list_are_accepted(films):
     assert plain.ground_truth("v2").mask.nonzero()[0].tolist() == list(range(5, 15)) and plain.classes == {"Normal": "normal", "Brawl": "brawl", "Fire": "fire"}
     assert not listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,Fire\n").frame_labels
 
-def test_a_label_that_only_looks_normal_is_none(films):
-    assert listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,nonsense\n").item("v1").is_abnormal
+@pytest.mark.parametrize("label", ["NonViolence", "normal_videos", "background", "noFire"])
+def test_a_label_that_reads_as_normal_is_never_an_anomaly_in_silence(films, label):
+    with pytest.raises(DatasetError, match="list.csv, line 3.*Normal"): listed(films, f"path,label\nv0.mp4,Fire\nv1.mp4,{label}\nv2.mp4,Normal\n")
+
+def test_a_word_that_begins_with_no_is_a_label(films):
+    assert listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,nosebleed\n").item("v1").is_abnormal
 
 line = st.tuples(st.sampled_from(["v0.mp4", "v1.mp4", "./v2.mp4", "v3", ".", "", "a" * 300 + ".mp4"]) | st.text(max_size=6), st.sampled_from(["Normal", "Fire", "fire", ""]) | st.text(max_size=4),
                  st.sampled_from(["", "0", ".5", "1_0", "-1"]) | st.text(max_size=3), st.sampled_from(["", "1", "1e0", "nan"]) | st.text(max_size=3)).map(",".join)
