@@ -66,7 +66,7 @@ def bench_windows(clip, runs: int = 3, n: int = 1) -> list:
     ready = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255 - clip.mean.cpu()) / clip.std.cpu()
     with torch.inference_mode():
         bare = lambda: [clip.model.encode_image(part) for part in ready.split(41)]
-        return [row("49 windows: crop / token", name, ratio(crop, token, runs), ">= 30", f"{n} frames at once"), row("49 windows: bare encode_image / crop mode", name, ratio(bare, crop, runs), ">= 0.9")]
+        return [row("49 windows: crop / token", name, ratio(crop, token, runs), ">= 30", f"{n} frame{'s' * (n > 1)} at once"), row("49 windows: bare encode_image / crop mode", name, ratio(bare, crop, runs), ">= 0.9")]
 
 def fidelity(clip, n: int = 8) -> list:
     "Mean cosine of token and crop features of the same windows, at both scales, against that of different windows."
@@ -219,16 +219,16 @@ def bench_detector(seconds_of: int = 60) -> dict:
 
 # %% ../nbs/41_bench.ipynb #c030
 def bench_effect(size: str = "small", seed: int = 0, stride: int = 32, rows=("frame_auc", "mean_iou", "patch_auc"), **more) -> list:
-    "One row a metric, token and crop side by side, with the 95 % intervals over test videos; and the seconds of extraction."
+    "One row a metric, token and crop side by side, with the 95 % intervals over test videos."
     from stprompt.jobs import TrainJob, TrainRun, fit_quietly, report
-    found, spent = {}, {}
+    found = {}
     for mode in ("token", "crop"):
         with tempfile.TemporaryDirectory() as folder:
             run = TrainRun(TrainJob(size=size, seed=seed, mode=mode, stride=stride, out=folder, **more))
-            spent[mode] = run.extract().seconds; report(fit_quietly(run)); found[mode] = run.report.metrics
+            run.extract(); report(fit_quietly(run)); found[mode] = run.report.metrics
     tell = lambda m: f"{m['mean']:.1f} [{m['ci95'][0]:.1f}, {m['ci95'][1]:.1f}]" if m["ci95"] else f"{m['mean']:.1f}"
     return [{"what": f"{name}, MiniStreet {size}, token - crop", "backbone": "mini", "ratio": f"{found['token'][name]['mean'] - found['crop'][name]['mean']:+.1f}", "aim": "0",
-             "note": f"token {tell(found['token'][name])}, crop {tell(found['crop'][name])}; seed {seed}, one of {stride} frames; extraction {spent['token']:.0f} s and {spent['crop']:.0f} s"} for name in rows]
+             "note": f"token {tell(found['token'][name])}, crop {tell(found['crop'][name])}; seed {seed}, one of {stride} frames"} for name in rows]
 
 # %% ../nbs/41_bench.ipynb #c032
 def measure(quick: bool, films: list) -> list:
