@@ -233,11 +233,11 @@ def train(run: TrainRun):
 
 # %% ../nbs/24_jobs.ipynb #c020
 def score(run: TrainRun, which: str = "best"):
-    "Scores of every test frame with the best or the last weights, and the gate of TIoU from training videos."
+    "Scores of every test frame with the best or the last weights, and the gate of TIoU from normal training videos."
     use(run.model, run.history, which)
     known = run.benchmark.train + run.benchmark.validation
     run.scores = scores_of(run, run.benchmark.test)
-    run.threshold = weak_threshold(scores_of(run, known), {i.id: i.is_abnormal for i in known}, "topk")
+    run.threshold = weak_threshold(scores_of(run, known), {i.id: i.is_abnormal for i in known})
     run.truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.test} if run.benchmark.frame_labels else {}
     return run.scores
 

@@ -216,19 +216,15 @@ def tiou(ious, scores, frames, threshold):
 # %% ../nbs/21_metrics.ipynb #c038
 def weak_threshold(
     scores,        # {id: float [n]} of TRAINING or validation videos
-    labels,        # {id: bool} their video-level labels
-    pool="max",    # how a video's score is made
+    labels,        # {id: bool} their video-level labels, True = abnormal
+    alarms=.05,    # alpha, the share of normal frames that may reach it
 ):
-    "The threshold of the best balanced accuracy of video scores: no frame label is read."
+    "The threshold that `alarms` of the normal videos' frames reach: no frame label is read. Raises MetricError without a normal video."
     _same_ids(scores, labels)
-    pooled = video_scores(scores, pool)
-    values, y = np.array([pooled[name] for name in labels]), np.array([bool(np.any(getattr(l, "mask", l))) for l in labels.values()])
-    _both_classes(y, "choosing a threshold")
-    levels = np.unique(values)
-    edges = np.concatenate([[levels[0] - 1e-9], levels, [levels[-1] + 1e-9]])
-    cuts, gap = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-    quality = np.array([(values[y] >= t).mean() + (values[~y] < t).mean() for t in cuts])
-    return float(cuts[np.lexsort((gap, quality.round(9)))[-1]])
+    if not 0 < alarms < 1: raise MetricError(f"alarms={alarms!r}: expected a share of the normal frames between 0 and 1")
+    normal = [np.asarray(scores[name], np.float64) for name, label in labels.items() if not np.any(getattr(label, "mask", label))]
+    if not normal: raise MetricError("choosing a threshold: expected normal videos among them, found only anomalous ones; pass training videos of both kinds")
+    return float(np.quantile(np.concatenate(normal), 1 - alarms, method="higher"))
 
 def oracle_threshold(scores, truths):
     "Youden's point of the frame ROC of these (test) videos: it has seen the answers."
