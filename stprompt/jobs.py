@@ -402,13 +402,14 @@ def darkness_scores(run: TrainRun) -> dict:
     return {i.id: run.features[i.id].to_frames(np.concatenate([255 - c.images.mean((1, 2, 3)) for c in read_frames(i.source, stride=run.settings.stride) if len(c.images)])) for i in run.benchmark.test}
 
 # %% ../nbs/24_jobs.ipynb #c037
-def explain(run: TrainRun, seeds: tuple = (0,)) -> pd.DataFrame:
-    "Frame AUC of each stage on its own; trained rows are means over these seeds."
+def explain(run: TrainRun, runs: dict) -> pd.DataFrame:
+    "Frame AUC of each stage on its own; trained rows are means over the seeds of `runs`, which are the row that the job asks for."
     truths = {i.id: run.benchmark.ground_truth(i.id) for i in run.benchmark.test}
     rows = [("darkness alone, no training", frame_auc(darkness_scores(run), truths), np.nan)]
     for queries in ("paper", "extended"): rows.append((f"eq. 11 alone, no training, {queries} queries", frame_auc(untrained_scores(run, queries), truths), np.nan))
     for spatial in CHOICES["spatial"]:
-        aucs = [frame_auc(fit_quietly(with_seed(run, seed=s, spatial=spatial)).scores, truths) for s in tqdm(seeds, spatial)]
+        fitted = runs.values() if spatial == run.job.spatial else (fit_quietly(with_seed(run, seed=s, spatial=spatial)) for s in tqdm(runs, spatial))
+        aucs = [frame_auc(one.scores, truths) for one in fitted]
         rows.append((f"trained, windows: {spatial}", np.mean(aucs), np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan))
     return pd.DataFrame(rows, columns=["signal", "frame AUC", "std over seeds"]).round(2)
 
