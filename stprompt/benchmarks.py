@@ -167,9 +167,7 @@ def _benchmark(name, classes, train, test, truth, seed=None, validation=(), note
     "Training videos divided for selection where no validation split is given, the row of the table, the truth by video id; `notes` are for `check`."
     if seed is not None: train, validation = _with_validation(train, seed)
     settings = hyper(name)
-    made = Benchmark(name, classes, train, validation, tuple(test), settings["stride"], True, _once(truth), settings=settings)
-    object.__setattr__(made, "notes", tuple(notes))
-    return made
+    return Benchmark(name, classes, train, validation, tuple(test), settings["stride"], True, _once(truth), settings=settings, notes=tuple(notes))
 
 def _unlisted(path, names, listed):
     "Notes on names of an annotation file that no list knows."
@@ -510,7 +508,7 @@ def _found(benchmark, boxes):
 def check(benchmark, most=20):
     "Print what is there, what is missing, where to get it, and every inconsistency (`most` lines of each kind); return all of them. Also `benchmark.check()`."
     missing = [i for i in benchmark.items() if not i.source.exists()]
-    gone, other, boxes = [f"missing: {i.source} (video {i.id!r})" for i in missing], _check_classes(benchmark) + list(getattr(benchmark, "notes", ())), 0
+    gone, other, boxes = [f"missing: {i.source} (video {i.id!r})" for i in missing], _check_classes(benchmark) + list(benchmark.notes), 0
     for item in benchmark.test if benchmark.frame_labels else ():
         found, n = _check_truth(benchmark, item) if item.source.exists() else ([], 0)
         other, boxes = other + found, boxes + n

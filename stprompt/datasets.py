@@ -91,6 +91,7 @@ class Benchmark:
     ground_truth: object = no_ground_truth      # id -> GroundTruth
     sha256: str = ""                 # identity: what was listed, with its labels
     settings: dict = field(default_factory=dict)    # this benchmark's own hyper-parameters
+    notes: tuple = ()                # what its files say that was not used, for `check`
 
     def __post_init__(self):
         for split in ("train", "validation", "test"): object.__setattr__(self, split, tuple(getattr(self, split)))
@@ -296,11 +297,17 @@ def _csv_label(label, alike, where):
     if label.lower() == NORMAL.lower(): return NORMAL
     text = text_of(label)
     if not text or not label.isprintable(): raise DatasetError(f"{where}: has no label that can be read ({label!r}); write a word, {NORMAL} if nothing happens in it")
-    if text.startswith(text_of(NORMAL)) or is_normal_name(label): raise DatasetError(f"{where}: label {label!r} looks like {NORMAL}; write {NORMAL} if nothing happens in it, another word if something does")
     if alike.setdefault(text, label) != label:
         raise DatasetError(f"{where}: label {label!r}, but {alike[text]!r} above, differs in case or separators only; write both the same way")
     return label
 
+def _check_words(labels):
+    "No label {label: where} but Normal reads as if nothing happened. Raises DatasetError."
+    for label, where in labels.items():
+        if label != NORMAL and (text_of(label).startswith(text_of(NORMAL)) or is_normal_name(label, labels)):
+            raise DatasetError(f"{where}: label {label!r} looks like {NORMAL}; write {NORMAL} if nothing happens in it, another word if something does")
+
+# %% ../nbs/01_datasets.ipynb #c041
 def _csv_range(row, where):
     "(start, end) in seconds, None without. Raises DatasetError."
     start, end = row.get("start", ""), row.get("end", "")
@@ -320,7 +327,7 @@ def _csv_source(text, root, where):
     if not there: raise DatasetError(f"{where}: there is no video {source} ({', '.join(VIDEO_SUFFIXES)} or a folder of images); correct the path or remove the line")
     return str(name.with_suffix("") if source.is_file() else name), source
 
-# %% ../nbs/01_datasets.ipynb #c041
+# %% ../nbs/01_datasets.ipynb #c042
 @dataclass
 class ListedVideo:
     "What all rows of one video say together."
@@ -342,27 +349,24 @@ class ListedVideo:
         if span: self.ranges.append(span); self.lines.append(line)
         if NORMAL in self.labels and len(self.labels) > 1: raise DatasetError(f"{where}: the same video is {NORMAL} and {next(l for l in self.labels if l != NORMAL)}; it can only be one")
 
-# %% ../nbs/01_datasets.ipynb #c042
+# %% ../nbs/01_datasets.ipynb #c043
 def csv_videos(path, root=None):
     "{id: ListedVideo} of a list. Raises DatasetError with file and line."
-    root, found, alike, rows = Path(root or Path(path).parent), {}, {}, csv_rows(path)
+    root, found, alike, labels, rows = Path(root or Path(path).parent), {}, {}, {}, csv_rows(path)
     for line, row in rows:
         where, split = f"{path}, line {line}", row.get("split", "").lower()
-        label = _csv_label(row["label"], alike, where)
+        label = _csv_label(row["label"], alike, where); labels.setdefault(label, where)
         if "split" in row and split not in SPLITS: raise DatasetError(f"{where}: split {row['split']!r}; choose one of {', '.join(SPLITS)} in every line, or leave the column out")
         id, source = _csv_source(row["path"], root, where)
         if id in found and found[id].source != source: raise DatasetError(f"{where}: {source.name} and {found[id].source.name} differ in their suffix only; rename one")
         found.setdefault(id, ListedVideo(source, line)).add(label, _csv_range(row, where), split, where, line)
-    labels = [label for video in found.values() for label in video.labels]
-    for video in found.values():
-        if (doubt := next((l for l in video.labels if l != NORMAL and is_normal_name(l, labels)), None)) is not None:
-            raise DatasetError(f"{path}, line {video.line}: label {doubt!r} reads as if nothing happened; write {NORMAL}, or another word if something does")
+    _check_words(labels)
     kinds = {NORMAL in video.labels for video in found.values()}
     for kind, name in ((True, NORMAL), (False, "abnormal")):
         if kind not in kinds: raise DatasetError(f"{path}: lists no {name} video; learning needs both, and the normal ones are labelled {NORMAL}")
     return found
 
-# %% ../nbs/01_datasets.ipynb #c043
+# %% ../nbs/01_datasets.ipynb #c044
 def _listed_truth(path, videos):
     "id -> GroundTruth: ranges in seconds become frames by the video's mean rate. Raises DatasetError."
     def truth(id):
@@ -380,7 +384,7 @@ def _listed_splits(videos, seed, test_fraction, validation_fraction):
     parts = [split_items([i for i in items if i.labels == labels], seed, test_fraction, validation_fraction) for labels in sorted({i.labels for i in items})]
     return [sum((part[k] for part in parts), ()) for k in range(3)]
 
-# %% ../nbs/01_datasets.ipynb #c044
+# %% ../nbs/01_datasets.ipynb #c045
 def csv_benchmark(
     path,                        # the list
     root=None,                   # what its paths are relative to; None = its folder
@@ -399,7 +403,7 @@ def csv_benchmark(
     classes = _folder_classes(labels, texts, NORMAL)
     return Benchmark(Path(path).stem, classes, train, validation, test, settings["stride"], timed, _listed_truth(path, videos) if timed else no_ground_truth, settings=settings)
 
-# %% ../nbs/01_datasets.ipynb #c048
+# %% ../nbs/01_datasets.ipynb #c049
 def cache_dir(*parts):
     "The cache folder, or a path in it: $STPROMPT_CACHE, else ~/.cache/stprompt. Not created."
     return Path(os.environ.get("STPROMPT_CACHE") or Path.home()/".cache"/"stprompt").expanduser().joinpath(*parts)

@@ -442,7 +442,7 @@ def choose_boxes(run: TrainRun, normals=("paper", "extended"), fusions=(.3, .5, 
 
 # %% ../nbs/24_jobs.ipynb #c041
 def finish_seeds(run: TrainRun, runs: dict, stages: pd.DataFrame, places: pd.DataFrame, choices: pd.DataFrame):
-    "metrics.json and table.md over all seeds, with the stages' and localizers' tables; the last seed's model."
+    "metrics.json and table.md over all seeds, with the stages' and localizers' tables; the first seed's model."
     run.run.record.seeds = list(runs)
     run.run.finish({seed: r.report for seed, r in runs.items()}, stages=stages.astype(object).where(stages.notna(), None).to_dict("records"), localizers=places.to_dict("records"), choices=choices.reset_index().to_dict("records"),
                    last_epoch={seed: r.last for seed, r in runs.items()}, best_epoch={seed: r.history.best_epoch for seed, r in runs.items()})

@@ -182,6 +182,9 @@ def test_oddities_of_a_list_are_accepted(films):
 def test_a_label_that_reads_as_normal_is_never_an_anomaly_in_silence(films, label):
     with pytest.raises(DatasetError, match="list.csv, line 3.*Normal"): listed(films, f"path,label\nv0.mp4,Fire\nv1.mp4,{label}\nv2.mp4,Normal\n")
 
+def test_a_doubtful_label_is_named_with_its_own_line(films):
+    with pytest.raises(DatasetError, match="list.csv, line 4: label 'noFire'"): listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,Fire\nv1.mp4,noFire\n")
+
 def test_a_word_that_begins_with_no_is_a_label(films):
     assert listed(films, "path,label\nv0.mp4,Normal\nv1.mp4,nosebleed\n").item("v1").is_abnormal
 
