@@ -288,7 +288,7 @@ def prepared(source, s: FeatureSettings, side: int, chunk: int = 16):
         yield Ended(seen, size, (seen - 1) / until if until else float(probe(source).fps))
     except (VideoError, OSError) as error: yield Ended(error=error)
 
-# %% ../nbs/05_features.ipynb #c025
+# %% ../nbs/05_features.ipynb #c026
 class Rows:
     "Rows gathered in one block that doubles when full: many small tensors, living between large passing ones, would keep the heap from shrinking."
     def __init__(self): self.block, self.n = None, 0
@@ -301,7 +301,7 @@ class Rows:
 
     def all(self) -> torch.Tensor: return self.block[:self.n].clone()
 
-# %% ../nbs/05_features.ipynb #c026
+# %% ../nbs/05_features.ipynb #c029
 class View:
     "Features of one view, gathered part by part."
     def __init__(self, s: FeatureSettings): self.s, self.stream, self.rows = s, StreamingMotion(), {}
@@ -321,7 +321,7 @@ class View:
         aggregates = {k.split(".", 1)[1]: v for k, v in joined.items() if k.startswith("aggregate.")}
         return VideoFeatures(joined["frame"], index, time, int(end.n_frames), end.fps, tuple(end.size), aggregates, joined["motion"], joined.get("patches"))
 
-# %% ../nbs/05_features.ipynb #c027
+# %% ../nbs/05_features.ipynb #c030
 def gather(parts, clip: FrozenCLIP, s: FeatureSettings) -> list:
     "Takes one video's parts from a stream of them, until its end; its features, one a view. Raises what ended it early."
     found, seen = [View(s) for _ in range(s.crops)], []
@@ -333,7 +333,7 @@ def gather(parts, clip: FrozenCLIP, s: FeatureSettings) -> list:
     if part.error: raise part.error
     return [view.close(np.concatenate([p.index for p in seen]), np.concatenate([p.time for p in seen]), part) for view in found]
 
-# %% ../nbs/05_features.ipynb #c028
+# %% ../nbs/05_features.ipynb #c031
 def overlapped(parts, clip: FrozenCLIP):
     "Parts made ahead by a thread; in a process that was told to use one thread (OMP_NUM_THREADS=1) made when they are asked for."
     return ahead(parts) if torch.get_num_threads() > 1 or clip.device.type != "cpu" else parts
@@ -346,7 +346,7 @@ def extract_video(source, clip: FrozenCLIP, s: FeatureSettings, chunk: int = 16)
     "Features of one video file or image folder; of ten crops the centre's. Raises VideoError."
     return extract_views(source, clip, s, chunk)[0]
 
-# %% ../nbs/05_features.ipynb #c031
+# %% ../nbs/05_features.ipynb #c034
 @dataclass
 class Summary:
     "What an extraction did."
@@ -361,7 +361,7 @@ class Summary:
         lines = [f"{len(self.done)} videos extracted, {len(self.skipped)} found, {len(self.failed)} failed in {self.seconds:.0f} s{rate}", *(f"  {id}: {reason}" for id, reason in self.failed)]
         return "\n".join(lines)
 
-# %% ../nbs/05_features.ipynb #c032
+# %% ../nbs/05_features.ipynb #c035
 def extract(items, clip: FrozenCLIP, store: FeatureStore, progress: bool = True) -> Summary:
     "Features of every VideoItem into the store. Raises FeatureError where the store is another backbone's."
     if clip.identity != store.settings.clip: raise FeatureError(f"{store.root}: its features are of {store.settings.clip}, not of this backbone, {clip.identity}; make a store with FeatureSettings(clip.identity)")
@@ -384,7 +384,7 @@ def into_store(found: list, item: VideoItem, store: FeatureStore) -> int:
     forget_failure(store, item)
     return len(found[0].frame)
 
-# %% ../nbs/05_features.ipynb #c035
+# %% ../nbs/05_features.ipynb #c038
 def load_all(items, store: FeatureStore, crop: int = 0) -> dict:
     "{id: VideoFeatures} of these videos. Raises FeatureError where some were never extracted or are damaged."
     items = list(items)
@@ -392,7 +392,7 @@ def load_all(items, store: FeatureStore, crop: int = 0) -> dict:
     if missing: raise FeatureError(f"{store.root}: no features of {len(missing)} of {len(items)} videos (first {missing[0]!r}); run extract, and leave out the videos that it reports as failed")
     return {item.id: store.load(item.id, crop) for item in items}
 
-# %% ../nbs/05_features.ipynb #c038
+# %% ../nbs/05_features.ipynb #c041
 def vadclip_features(path, fps: float = 30., stride: int = 16) -> VideoFeatures:
     "One released .npy file [T, D] as VideoFeatures without windows. Raises FeatureError."
     try: frame = np.load(path, allow_pickle=False)
@@ -401,7 +401,7 @@ def vadclip_features(path, fps: float = 30., stride: int = 16) -> VideoFeatures:
     index = np.arange(len(frame)) * stride
     return VideoFeatures(torch.from_numpy(frame.astype(np.float32)), index, index / fps, len(frame) * stride, fps, (240, 320))
 
-# %% ../nbs/05_features.ipynb #c041
+# %% ../nbs/05_features.ipynb #c044
 def label_of(text: str) -> tuple:
     "'Abuse' -> ('Abuse',); XD-Violence's 'B2-G-0' -> ('Shooting', 'Explosion')."
     codes = [code for code in text.split("-") if code != "0"]
@@ -417,7 +417,7 @@ def released_file(text: str, root: Path, where: str = "") -> tuple:
     if root.resolve() not in path.resolve().parents: raise FeatureError(f"{where}{text!r}: leads out of {root}; use the released list")
     return video, int(crop), path
 
-# %% ../nbs/05_features.ipynb #c042
+# %% ../nbs/05_features.ipynb #c045
 def released_rows(listing) -> list:
     "[(line, path, label)] of a CSV list 'path,label'. Raises FeatureError."
     try: rows = list(csv.reader(Path(listing).read_text(encoding="utf-8-sig").splitlines()))
@@ -427,7 +427,7 @@ def released_rows(listing) -> list:
     if wrong: raise FeatureError(f"{listing}, line {wrong[0]}: expected path,label, found {','.join(rows[wrong[0] - 1])!r}; mend the line")
     return [(n, row[0].strip(), row[1].strip()) for n, row in enumerate(rows, 1) if row and n > 1]
 
-# %% ../nbs/05_features.ipynb #c043
+# %% ../nbs/05_features.ipynb #c046
 class VadCLIPStore:
     "VadCLIP's released .npy features, read in place: `items`, `path`, `has`, `load`. Frame features only: train with spatial='none'."
     def __init__(self, root, listing, n_frames: dict | None = None, fps: float = 30.):
@@ -458,7 +458,7 @@ class VadCLIPStore:
         f.n_frames = int(n)
         return f
 
-# %% ../nbs/05_features.ipynb #c046
+# %% ../nbs/05_features.ipynb #c049
 def shard(items, part: str) -> list:
     "'i/n': items i, i + n, i + 2 n, ... Raises FeatureError."
     try: i, n = (int(v) for v in part.split("/"))
@@ -485,7 +485,7 @@ def together(summary: Summary) -> Summary:
     torch.distributed.destroy_process_group()
     return Summary(*(sum((getattr(p, name) for p in parts), []) for name in ("done", "skipped", "failed")), sum(p.frames for p in parts), max(p.seconds for p in parts))
 
-# %% ../nbs/05_features.ipynb #c049
+# %% ../nbs/05_features.ipynb #c052
 def option(default, help: str): return field(default=default, metadata={"help": help})
 
 @dataclass(frozen=True)
@@ -508,7 +508,7 @@ class ExtractJob:
 
     def __post_init__(self): check_extract(self)
 
-# %% ../nbs/05_features.ipynb #c050
+# %% ../nbs/05_features.ipynb #c053
 def check_extract(job: ExtractJob):
     "Types, choices and places. Raises FeatureError."
     for f in fields(job):
@@ -519,7 +519,7 @@ def check_extract(job: ExtractJob):
     if job.dataset != "ministreet" and not (job.root and (place.is_file() if kind == "list" else place.is_dir())): raise FeatureError(f"parameter root={job.root!r}: no such {kind}; {job.dataset} needs the {kind} of its videos")
     FeatureSettings({}, job.stride or 1, mode=job.mode, k=job.k, crops=job.crops); shard((), job.shard)
 
-# %% ../nbs/05_features.ipynb #c051
+# %% ../nbs/05_features.ipynb #c054
 OWN = {"folder": folder_benchmark, "csv": csv_benchmark}
 OFFICIAL = {"ucf_crime": ucf_crime, "shanghaitech": shanghaitech, "xd_violence": xd_violence}
 DATASETS = ("ministreet", *OWN, *OFFICIAL, "ubnormal", "ucsd_ped2")
@@ -552,7 +552,7 @@ def run_job(job: ExtractJob, progress: bool = True) -> Summary:
     if i == 0: print(f"{benchmark.name}: {len(benchmark.items())} videos, shard {job.shard}, {n} process{'es' * (n > 1)} on {clip.device}, into {store.root}", flush=True)
     return together(extract(shard(benchmark.items(), job.shard)[i::n], clip, store, progress and i == 0))
 
-# %% ../nbs/05_features.ipynb #c052
+# %% ../nbs/05_features.ipynb #c055
 def main(argv=None) -> int:
     "The command line; 1 when a video failed, 2 when nothing could begin."
     p = argparse.ArgumentParser("python -m stprompt.features", description="Extract CLIP features of every video of a benchmark or folder. Stopped at any moment and started again, it goes on where it was.")
@@ -568,6 +568,6 @@ def settled(summary: Summary) -> Summary:
     if summary.failed: raise FeatureError(f"{len(summary.failed)} videos failed, all others are in the store: " + "; ".join(f"{id}: {reason}" for id, reason in summary.failed[:5]))
     return summary
 
-# %% ../nbs/05_features.ipynb #c054
+# %% ../nbs/05_features.ipynb #c057
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
