@@ -6,7 +6,7 @@ OUT    ?= out/demo
 unexport MPLBACKEND  # set, it would keep the pictures out of executed notebooks
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help demo test bench results lab notebooks export readme install clean distclean
+.PHONY: help demo test bench results index lab notebooks export readme install clean distclean
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -18,32 +18,38 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+PAPERMILL := $(BIN)/papermill --no-request-save-on-cell-execute
 demo: $(STAMP)      ## train, evaluate and draw on the bundled benchmark; minutes on two cores
 	@mkdir -p $(OUT)
-	$(BIN)/papermill --no-request-save-on-cell-execute nbs/train.ipynb $(OUT)/train.ipynb -p out $(OUT)
+	$(PAPERMILL) nbs/train.ipynb $(OUT)/train.ipynb -p out $(OUT)
 	@echo; echo "the executed notebook: $(OUT)/train.ipynb"; echo "metrics, figures and the trained model: $(OUT)/"; ls $(OUT)
 
 test: export STPROMPT_CACHE ?= $(CURDIR)/cache
-test: $(STAMP)      ## code in step with notebooks, component notebooks, pytest
+test: $(STAMP)      ## code in step with notebooks, ruff, component notebooks, pytest
 	@echo "== exported code in step with the notebooks, notebooks clean"
 	@$(BIN)/python tests/in_step.py
+	@echo "== ruff on notebooks and tests"
+	@$(BIN)/ruff check nbs tests setup.py
 	@echo "== component notebooks (jobs are run by pytest, in a smoke size)"
 	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2 --timing
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -q tests
 
-bench: $(STAMP)     ## the ratios the README quotes, measured here
+bench: $(STAMP)     ## the ratios the README quotes, measured here, into out/bench
 	$(BIN)/python -m stprompt.bench
 
-TIDY := $(BIN)/python -c 'import sys; from stprompt.results import tidy_notebook; [tidy_notebook(path) for path in sys.argv[1:]]'
-PAPERMILL := $(BIN)/papermill --no-request-save-on-cell-execute
+# a job into its place below results/: the executed notebook lies beside what it wrote
+keep = mkdir -p results/$(2) && $(PAPERMILL) nbs/$(1).ipynb results/$(2)/$(1).ipynb -p out results/$(2) $(3) && $(BIN)/python -c 'from stprompt.results import tidy_notebook; tidy_notebook("results/$(2)/$(1).ipynb")'
 results: $(STAMP)   ## what results/ holds, again: half an hour; with CLIPS=folder and PED2=folder the real footage too
-	@mkdir -p out
-	$(PAPERMILL) nbs/train.ipynb out/train.ipynb && $(TIDY) out/train.ipynb && mv out/train.ipynb results/ministreet-small/train/
-	$(PAPERMILL) nbs/seeds.ipynb out/seeds.ipynb && $(TIDY) out/seeds.ipynb && mv out/seeds.ipynb results/ministreet-full/seeds/
-	$(if $(CLIPS),$(PAPERMILL) nbs/train.ipynb out/train.ipynb -p dataset folder -p root $(CLIPS) && $(TIDY) out/train.ipynb && mv out/train.ipynb results/$(notdir $(CLIPS))/train/)
-	$(if $(PED2),$(PAPERMILL) nbs/train.ipynb out/train.ipynb -p dataset ucsd_ped2 -p root $(PED2) && $(TIDY) out/train.ipynb && mv out/train.ipynb results/ucsd_ped2/train/)
-	$(BIN)/python -m stprompt.bench
+	$(call keep,train,ministreet-small/train)
+	$(call keep,seeds,ministreet-full/seeds)
+	$(if $(CLIPS),$(call keep,train,$(notdir $(CLIPS))/train,-p dataset folder -p root $(CLIPS)))
+	$(if $(PED2),$(call keep,train,ucsd_ped2/train,-p dataset ucsd_ped2 -p root $(PED2)))
+	$(BIN)/python -m stprompt.bench --out results/bench
+	$(MAKE) index readme
+
+index: $(STAMP)     ## results/README.md from the files beside it
+	$(BIN)/python -c 'from stprompt.results import write_index; print(write_index("results"))'
 
 lab: $(STAMP)       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
@@ -61,7 +67,7 @@ readme: $(STAMP)    ## README.md from nbs/index.ipynb, with the tables of result
 	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_cell_tags remove-cell --TagRemovePreprocessor.remove_input_tags remove-input
 
 clean:          ## remove what was made, but not .venv and the cache
-	rm -rf out build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf out build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | xargs rm -rf
 
 distclean: clean    ## ... and those too

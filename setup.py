@@ -1,6 +1,7 @@
 "Packaging for pip; every fact is in settings.ini."
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import setup
 
 here = Path(__file__).resolve().parent
@@ -9,8 +10,18 @@ ini.read(here/"settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 readme = here/"README.md"
 setup(
-    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"], author=cfg["author"], url=cfg["git_url"],
-    license="Apache-2.0", long_description=readme.read_text(encoding="utf-8") if readme.exists() else "", long_description_content_type="text/markdown",
-    packages=[cfg["lib_path"]], package_data={cfg["lib_path"]: ["assets/*", "assets/*/*"]}, python_requires=f">={cfg['min_python']}",
-    install_requires=cfg["requirements"].split(), extras_require={"dev": cfg["dev_requirements"].split()},
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    keywords=cfg["keywords"],
+    author=cfg["author"],
+    license="Apache-2.0",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    packages=[cfg["lib_path"]],
+    package_data={cfg["lib_path"]: ["py.typed", "assets/*", "assets/*/*"]},
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={"console_scripts": ["stprompt = stprompt.command:main"]},
 )

@@ -4,107 +4,132 @@
 
 # %% auto #0
 __all__ = ['HEIGHT', 'WIDTH', 'FPS', 'VERSION', 'ANOMALIES', 'LOOKALIKES', 'BACKGROUND', 'ACTORS', 'CONCEPTS', 'INDEX',
-           'OUTDOOR_ONLY', 'SKINS', 'EVENTS', 'AREA_QUANTILES', 'AREA_AT_100', 'NIGHT', 'SCENES', 'SIZES', 'SHINING',
-           'fixed', 'region', 'in_stroke', 'in_polygon', 'Canvas', 'disc', 'glow', 'Draw', 'texture', 'rectangle',
-           'shade', 'buildings', 'trees', 'floor_lines', 'Scene', 'outdoor_view', 'indoor_view', 'make_scene', 'Pose',
-           'walking', 'standing', 'running', 'hugging', 'punching', 'bending', 'pointing', 'aiming', 'collapsing',
-           'joints', 'draw_person', 'clothes', 'Person', 'Hug', 'draw_car', 'Car', 'ParkedCars', 'Awning', 'puff',
-           'Steam', 'Fighting', 'Falling', 'Shooting', 'flames', 'Fire', 'Explosion', 'RoadAccident', 'Timed', 'Plan',
-           'draw_area', 'place', 'passer_by', 'passing_car', 'bystanders', 'act_people', 'event_actors',
-           'lookalike_actors', 'pick_scene', 'draw_plan', 'make_id', 'make_plan', 'box_areas', 'hull', 'draw_frame',
-           'camera', 'frames', 'truth_masks', 'truth_arrays', 'digest', 'files_of', 'render', 'indices', 'checksums',
-           'truth_sha256', 'render_all', 'digests', 'load_truth', 'ministreet']
+           'OUTDOOR_ONLY', 'Point', 'Color', 'PALETTE', 'GROUNDS', 'FURNITURE', 'ACTIONS', 'BODY', 'EVENTS',
+           'AREA_QUANTILES', 'AREA_AT_100', 'NIGHT', 'SCENES', 'SHINING', 'Size', 'SIZES', 'fixed', 'region',
+           'in_stroke', 'in_polygon', 'Canvas', 'blank', 'disc', 'glow', 'Draw', 'texture', 'rectangle', 'shade',
+           'buildings', 'trees', 'floor_lines', 'Scene', 'outdoor_view', 'indoor_view', 'make_scene', 'Pose', 'walking',
+           'standing', 'running', 'hugging', 'punching', 'bending', 'pointing', 'aiming', 'collapsing', 'joints',
+           'draw_person', 'clothes', 'Actor', 'Person', 'draw_pair', 'Hug', 'draw_car', 'Car', 'ParkedCars', 'plume',
+           'Steam', 'Awning', 'Anomaly', 'Fighting', 'Falling', 'Shooting', 'flames', 'Fire', 'Explosion',
+           'RoadAccident', 'Timed', 'Plan', 'draw_area', 'place', 'passer_by', 'passing_car', 'bystanders',
+           'act_people', 'event_actors', 'lookalike_actors', 'pick_scene', 'draw_plan', 'draw_frame', 'camera',
+           'frames', 'truth_masks', 'box_around', 'box_areas', 'make_id', 'make_plan', 'truth_arrays', 'digest',
+           'files_of', 'render', 'load_truth', 'indices', 'checksums', 'truth_sha256', 'digests', 'render_all',
+           'ministreet']
 
 # %% ../nbs/02_ministreet.ipynb #c002
 import hashlib
+import io
 import json
 import math
 import os
 import random
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from .datasets import Benchmark, DatasetError, GroundTruth, HYPER, NORMAL, VideoItem, cache_dir
+from .datasets import HYPER, NORMAL, Benchmark, DatasetError, GroundTruth, VideoItem
+from .files import asset, cache_dir, write_atomic
+from .progress import Bar
 from .video import write_video
 
 # %% ../nbs/02_ministreet.ipynb #c005
 HEIGHT, WIDTH, FPS = 240, 320, 25.0
-VERSION = "1"                                         # part of every seed: another version is another benchmark
+VERSION = "1"                # part of every seed: another version is another benchmark
 ANOMALIES = {"Fighting": "fighting", "Falling": "falling", "Fire": "fire", "Explosion": "explosion",
              "RoadAccident": "road accident", "Shooting": "shooting"}
 LOOKALIKES = {"hugging": "Fighting", "bending": "Falling", "awning": "Fire", "steam": "Explosion",
-              "parked cars": "RoadAccident", "pointing": "Shooting"}      # look-alike -> the anomaly that it resembles
-BACKGROUND = ("sky", "ground", "road", "grass", "building", "wall", "tree", "floor tile", "desk", "cabinet", "chair", "door", "pole")
+              "parked cars": "RoadAccident", "pointing": "Shooting"}     # -> the anomaly that it resembles
+BACKGROUND = ("sky", "ground", "road", "grass", "building", "wall", "tree", "floor tile", "desk", "cabinet",
+              "chair", "door", "pole")
 ACTORS = ("walking", "standing", "running", "car", *LOOKALIKES)
 CONCEPTS = (*BACKGROUND, *ACTORS, *ANOMALIES)         # the label plane's values index this tuple
 INDEX = {name: i for i, name in enumerate(CONCEPTS)}
 OUTDOOR_ONLY = {"RoadAccident", "parked cars", "awning", "steam"}
 
 # %% ../nbs/02_ministreet.ipynb #c008
-def fixed(points) -> np.ndarray:
-    "Float pixel coordinates [n, 2] as whole numbers of 1/16 pixel, int64."
+Point = tuple[float, float]          # x, y in pixels
+Color = tuple[int, int, int]         # red, green, blue, 0..255
+
+
+def fixed(points: Sequence[Point]) -> np.ndarray:     # int64 [n, 2]
+    "Pixel coordinates as whole numbers of 1/16 pixel."
     return np.rint(np.asarray(points, np.float64) * 16).astype(np.int64)
 
-def region(p: np.ndarray, margin: int = 0) -> tuple:
-    "The part of the frame around fixed points: (slice of rows, slice of columns, x [1, w], y [h, 1] of the pixel centres)."
-    low, high = (p.min(0) - margin) // 16, (p.max(0) + margin) // 16 + 2
-    (x0, y0), (x1, y1) = np.clip(low, 0, (WIDTH, HEIGHT)).tolist(), np.clip(high, 0, (WIDTH, HEIGHT)).tolist()
+
+def region(
+    points: np.ndarray,      # int64 [n, 2], fixed
+    margin: int = 0,         # in 1/16 pixel
+) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    "The part of the frame around fixed points: rows, columns, x [1, w] and y [h, 1] of the pixel centres."
+    low, high = (points.min(0) - margin) // 16, (points.max(0) + margin) // 16 + 2
+    (x0, y0), (x1, y1) = (np.clip(corner, 0, (WIDTH, HEIGHT)).tolist() for corner in (low, high))
     return slice(y0, y1), slice(x0, x1), 16 * np.arange(x0, x1)[None], 16 * np.arange(y0, y1)[:, None]
 
-def in_stroke(x, y, a, b, r: int) -> np.ndarray:
-    "Which centres lie within r of the segment a-b: within the slab beside it, or in one of the two end discs."
+
+def in_stroke(x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, r: int) -> np.ndarray:
+    "Which centres lie within r of the segment a-b: in the slab beside it, or in one of the two end discs."
     dx, dy = (b - a).tolist()
     ux, uy, length2 = x - a[0], y - a[1], dx * dx + dy * dy
     along, across = ux * dx + uy * dy, ux * dy - uy * dx
     ends = (ux * ux + uy * uy <= r * r) | ((x - b[0]) ** 2 + (y - b[1]) ** 2 <= r * r)
-    return ends if length2 == 0 else ends | ((along >= 0) & (along <= length2) & (across * across <= r * r * length2))
+    if length2 == 0: return ends
+    return ends | ((along >= 0) & (along <= length2) & (across * across <= r * r * length2))
 
-def in_polygon(x, y, p: np.ndarray) -> np.ndarray:
-    "Which centres lie inside the polygon p [n, 2]: an odd number of edges to their right."
+
+def in_polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    "Which centres lie inside the polygon [n, 2]: an odd number of edges to their right."
     odd = np.zeros((y.shape[0], x.shape[1]), bool)
-    for (ax, ay), (bx, by) in zip(p.tolist(), np.roll(p, -1, 0).tolist()):
+    for (ax, ay), (bx, by) in zip(corners.tolist(), np.roll(corners, -1, 0).tolist()):
         if ay == by: continue
         if ay > by: ax, ay, bx, by = bx, by, ax, ay
         odd ^= (ay <= y) & (y < by) & ((x - ax) * (by - ay) < (bx - ax) * (y - ay))
     return odd
 
-# %% ../nbs/02_ministreet.ipynb #c010
+# %% ../nbs/02_ministreet.ipynb #c011
+@dataclass(frozen=True)
 class Canvas:
-    "A picture [240, 320, 3] uint8 (RGB) and its label plane [240, 320] uint8."
-    def __init__(self, image: np.ndarray, labels: np.ndarray):
-        self.image, self.labels = image, labels
+    "A picture and its label plane, on which every stroke paints colour and concept at once."
+    image: np.ndarray        # uint8 [240, 320, 3], RGB
+    labels: np.ndarray       # uint8 [240, 320], indices of CONCEPTS
 
-    def line(self, p, q, width: float, color, concept: str):
-        "A thick stroke from p to q, round at both ends."
-        ends, w = fixed([p, q]), max(1, round(width))
+    def line(self, start: Point, end: Point, width: float, color: Color, concept: str) -> None:
+        "A thick stroke, round at both ends."
+        ends, w = fixed([start, end]), max(1, round(width))
         cv2.line(self.image, *ends.tolist(), color, w, cv2.LINE_AA, 4)
         rows, columns, x, y = region(ends, 8 * w)
         self.labels[rows, columns][in_stroke(x, y, *ends, 8 * w)] = INDEX[concept]
 
-    def polygon(self, points, color, concept: str):
+    def polygon(self, points: Sequence[Point], color: Color, concept: str) -> None:
         "A filled polygon."
-        p = fixed(points)
-        cv2.fillPoly(self.image, [p.astype(np.int32)], color, cv2.LINE_AA, 4)
-        rows, columns, x, y = region(p)
-        self.labels[rows, columns][in_polygon(x, y, p)] = INDEX[concept]
+        corners = fixed(points)
+        cv2.fillPoly(self.image, [corners.astype(np.int32)], color, cv2.LINE_AA, 4)
+        rows, columns, x, y = region(corners)
+        self.labels[rows, columns][in_polygon(x, y, corners)] = INDEX[concept]
 
-# %% ../nbs/02_ministreet.ipynb #c012
-def disc(canvas: Canvas, center, radius: float, color, concept: str):
+
+def blank(level: int = 0) -> Canvas:
+    "An empty canvas of one grey level, labelled with concept 0."
+    return Canvas(np.full((HEIGHT, WIDTH, 3), level, np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8))
+
+# %% ../nbs/02_ministreet.ipynb #c013
+def disc(canvas: Canvas, center: Point, radius: float, color: Color, concept: str) -> None:
     "A filled circle."
     c, r = fixed([center]), max(8, round(radius * 16))
     cv2.circle(canvas.image, c[0].tolist(), r, color, -1, cv2.LINE_AA, 4)
     rows, columns, x, y = region(c, r)
     canvas.labels[rows, columns][(x - c[0, 0]) ** 2 + (y - c[0, 1]) ** 2 <= r * r] = INDEX[concept]
 
-def glow(canvas: Canvas, center, radius: float, color, alpha: float, concept: str):
+
+def glow(canvas: Canvas, center: Point, radius: float, color: Color, alpha: float, concept: str) -> None:
     "A soft blob: opacity falls as alpha (1 - (d/radius)^2)."
     cx, cy, r = round(center[0]), round(center[1]), max(1, round(radius))
     x0, x1, y0, y1 = max(0, cx - r), min(WIDTH, cx + r + 1), max(0, cy - r), min(HEIGHT, cy + r + 1)
@@ -115,399 +140,534 @@ def glow(canvas: Canvas, center, radius: float, color, alpha: float, concept: st
     behind[:] = behind + opacity[..., None] * (np.asarray(color, np.float32) - behind)
     canvas.labels[y0:y1, x0:x1][opacity >= .3] = INDEX[concept]
 
-# %% ../nbs/02_ministreet.ipynb #c015
+# %% ../nbs/02_ministreet.ipynb #c016
 class Draw(random.Random):
     "Seeded choices that are the same on any machine and version: only random() is used."
+
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.random()
+
     def integer(self, low: int, high: int) -> int:
         "An integer of low..high, both included."
         return low + int(self.random() * (high - low + 1))
-    def pick(self, items):
+
+    def pick(self, items: Sequence) -> Any:
         return items[int(self.random() * len(items))]
-    def color(self, low=30, high=225) -> tuple:
+
+    def color(self, low: int = 30, high: int = 225) -> Color:
+        "A colour whose three parts lie in low..high."
         return tuple(self.integer(low, high) for _ in range(3))
 
-def texture(draw: Draw, grain: int, strength: float) -> np.ndarray:
-    "Smooth random relief [240, 320, 1], zero mean; grain is its size in pixels."
+
+def texture(draw: Draw, grain: int, strength: float) -> np.ndarray:     # float32 [240, 320, 1]
+    "Smooth random relief with zero mean; grain is its size in pixels."
     rng = np.random.default_rng(draw.integer(0, 2**31))
     coarse = rng.standard_normal((HEIGHT // grain + 2, WIDTH // grain + 2)).astype(np.float32)
     return strength * cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)[..., None]
 
-# %% ../nbs/02_ministreet.ipynb #c016
-def rectangle(canvas, x0, y0, x1, y1, color, concept):
+# %% ../nbs/02_ministreet.ipynb #c019
+PALETTE = {
+    "sky": ((150, 180, 215), (185, 190, 195), (120, 150, 200)),
+    "facade": ((172, 150, 128), (150, 150, 155), (160, 110, 90), (196, 186, 166), (120, 125, 135),
+               (140, 120, 110)),
+    "wall": ((190, 185, 170), (170, 180, 185), (200, 190, 180), (160, 165, 150), (185, 170, 160)),
+    "floor": ((165, 160, 150), (140, 130, 118), (120, 122, 126), (178, 168, 150)),
+    "skin": ((224, 172, 105), (198, 134, 66), (141, 85, 36), (240, 200, 160), (90, 60, 40)),
+}
+
+
+def rectangle(
+    canvas: Canvas, x0: float, y0: float, x1: float, y1: float, color: Color, concept: str
+) -> None:
     "An upright filled rectangle."
     canvas.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color, concept)
 
-def shade(color, factor: float) -> tuple:
+
+def shade(color: Color, factor: float) -> Color:
     "The colour made darker or lighter."
     return tuple(int(min(255, max(0, v * factor))) for v in color)
 
-def buildings(canvas, draw: Draw, horizon: float):
+
+def buildings(canvas: Canvas, draw: Draw, horizon: float) -> None:
     "A row of facades with windows and a door each."
     x = -draw.between(0, 40)
     while x < WIDTH:
-        w, top, color = draw.between(50, 120), draw.between(-10, horizon * .55), draw.pick(((172, 150, 128), (150, 150, 155), (160, 110, 90), (196, 186, 166), (120, 125, 135), (140, 120, 110)))
+        w, top, color = draw.between(50, 120), draw.between(-10, horizon * .55), draw.pick(PALETTE["facade"])
         rectangle(canvas, x, top, x + w, horizon, color, "building")
         pane, step = shade(color, draw.pick((.55, .7, 1.3))), draw.between(16, 28)
         for i in range(int(w // step)):
             for j in range(int((horizon - top) // step)):
                 px, py = x + 5 + i * step, top + 5 + j * step
                 rectangle(canvas, px, py, px + step * .5, py + step * .6, pane, "building")
-        if w > 70: rectangle(canvas, x + w * .4, horizon - 34, x + w * .4 + 18, horizon, shade(color, .4), "door")
+        if w > 70:
+            rectangle(canvas, x + w * .4, horizon - 34, x + w * .4 + 18, horizon, shade(color, .4), "door")
         x += w + draw.pick((0, 0, 12))
 
-# %% ../nbs/02_ministreet.ipynb #c017
-def trees(canvas, draw: Draw, horizon: float):
+# %% ../nbs/02_ministreet.ipynb #c020
+def trees(canvas: Canvas, draw: Draw, horizon: float) -> None:
     "One to three trees standing on the horizon."
     for _ in range(draw.integer(1, 3)):
         x, h = draw.between(0, WIDTH), draw.between(40, 80)
         canvas.line((x, horizon + 6), (x, horizon - h * .5), 5, (80, 60, 45), "tree")
         green = (draw.integer(30, 70), draw.integer(80, 130), draw.integer(30, 60))
         for _ in range(9):
-            disc(canvas, (x + draw.between(-18, 18), horizon - h * draw.between(.4, 1)), draw.between(8, 16), shade(green, draw.between(.8, 1.25)), "tree")
+            disc(canvas, (x + draw.between(-18, 18), horizon - h * draw.between(.4, 1)), draw.between(8, 16),
+                 shade(green, draw.between(.8, 1.25)), "tree")
 
-def floor_lines(canvas, draw: Draw, horizon: float, color):
+
+def floor_lines(canvas: Canvas, draw: Draw, horizon: float, color: Color) -> None:
     "A tiled floor in perspective."
     gap, vanish = draw.between(30, 60), draw.between(80, 240)
     for k in range(-12, 14):
-        canvas.line((vanish + k * gap * .3, horizon), (vanish + k * gap * 1.6, HEIGHT), 1, color, "floor tile")
+        x0, x1 = vanish + k * gap * .3, vanish + k * gap * 1.6
+        canvas.line((x0, horizon), (x1, HEIGHT), 1, color, "floor tile")
     y, step = horizon, 5.
     while y < HEIGHT:
-        canvas.line((0, y), (WIDTH, y), 1, color, "floor tile"); y += step; step *= 1.35
+        canvas.line((0, y), (WIDTH, y), 1, color, "floor tile")
+        y += step
+        step *= 1.35
 
-# %% ../nbs/02_ministreet.ipynb #c018
+# %% ../nbs/02_ministreet.ipynb #c022
+GROUNDS = {"street": ("road", (105, 105, 108)), "park": ("grass", (95, 130, 75)),
+           "parking": ("ground", (125, 122, 118))}     # outdoor kind -> concept and colour below the horizon
+
+
 @dataclass(frozen=True)
 class Scene:
-    "A fixed camera's view without actors: picture, label plane, horizon row, whether it is outdoors."
-    kind: str
-    image: np.ndarray
-    labels: np.ndarray
-    horizon: float
+    "A fixed camera's view without actors."
+    kind: str                # street | park | parking | corridor | shop
+    image: np.ndarray        # uint8 [240, 320, 3]
+    labels: np.ndarray       # uint8 [240, 320]
+    horizon: float           # row
 
     @property
     def outdoor(self) -> bool:
-        return self.kind in ("street", "park", "parking")
+        return self.kind in GROUNDS
 
-def outdoor_view(canvas, draw: Draw, kind: str, horizon: float):
+
+def outdoor_view(canvas: Canvas, draw: Draw, kind: str, horizon: float) -> None:
     "Sky, buildings or trees, then the ground: road, grass or asphalt."
-    rectangle(canvas, 0, 0, WIDTH, horizon, draw.pick(((150, 180, 215), (185, 190, 195), (120, 150, 200))), "sky")
+    rectangle(canvas, 0, 0, WIDTH, horizon, draw.pick(PALETTE["sky"]), "sky")
     if kind != "park" or draw.random() < .4: buildings(canvas, draw, horizon)
     if kind == "park" or draw.random() < .4: trees(canvas, draw, horizon)
-    base = {"street": (105, 105, 108), "park": (95, 130, 75), "parking": (125, 122, 118)}[kind]
-    rectangle(canvas, 0, horizon, WIDTH, HEIGHT, shade(base, draw.between(.8, 1.2)), {"street": "road", "park": "grass", "parking": "ground"}[kind])
+    concept, base = GROUNDS[kind]
+    rectangle(canvas, 0, horizon, WIDTH, HEIGHT, shade(base, draw.between(.8, 1.2)), concept)
     if kind == "street":
-        rectangle(canvas, 0, horizon, WIDTH, horizon + draw.between(10, 24), shade((150, 145, 138), draw.between(.8, 1.15)), "ground")
+        rectangle(canvas, 0, horizon, WIDTH, horizon + draw.between(10, 24),
+                  shade((150, 145, 138), draw.between(.8, 1.15)), "ground")
         y = draw.between(horizon + 40, HEIGHT - 30)
         for x in range(-20, WIDTH, 46): canvas.line((x, y), (x + 22, y), 3, (205, 205, 195), "road")
     if kind == "parking":
-        for x in range(draw.integer(0, 40), WIDTH + 80, 70): canvas.line((x, horizon + 8), (x - 60, HEIGHT), 2, (210, 210, 200), "ground")
+        for x in range(draw.integer(0, 40), WIDTH + 80, 70):
+            canvas.line((x, horizon + 8), (x - 60, HEIGHT), 2, (210, 210, 200), "ground")
 
-# %% ../nbs/02_ministreet.ipynb #c019
-def indoor_view(canvas, draw: Draw, kind: str, horizon: float):
+# %% ../nbs/02_ministreet.ipynb #c024
+FURNITURE = {"desk": (60, 26), "cabinet": (36, 58), "chair": (18, 28)}     # width and height in pixels
+
+
+def indoor_view(canvas: Canvas, draw: Draw, kind: str, horizon: float) -> None:
     "A wall with a door, a floor, and furniture along the wall."
-    wall = draw.pick(((190, 185, 170), (170, 180, 185), (200, 190, 180), (160, 165, 150), (185, 170, 160)))
-    rectangle(canvas, 0, 0, WIDTH, horizon, wall, "wall")
-    floor = draw.pick(((165, 160, 150), (140, 130, 118), (120, 122, 126), (178, 168, 150)))
+    rectangle(canvas, 0, 0, WIDTH, horizon, draw.pick(PALETTE["wall"]), "wall")
+    floor = draw.pick(PALETTE["floor"])
     rectangle(canvas, 0, horizon, WIDTH, HEIGHT, floor, "floor tile")
     floor_lines(canvas, draw, horizon, shade(floor, draw.pick((.75, 1.2))))
     x = draw.between(10, 260)
     rectangle(canvas, x, horizon - 80, x + 38, horizon, shade(draw.color(60, 150), .9), "door")
     for _ in range(draw.integer(1, 3) if kind == "shop" else draw.integer(0, 1)):
-        x, color, what = draw.between(0, 280), draw.color(50, 160), draw.pick(("desk", "cabinet", "chair"))
-        w, h = {"desk": (60, 26), "cabinet": (36, 58), "chair": (18, 28)}[what]
+        x, color, what = draw.between(0, 280), draw.color(50, 160), draw.pick(tuple(FURNITURE))
+        w, h = FURNITURE[what]
         rectangle(canvas, x, horizon - h + 8, x + w, horizon + 8, color, what)
         rectangle(canvas, x, horizon - h + 8, x + w, horizon - h + 12, shade(color, 1.35), what)
-        if what == "cabinet": canvas.line((x + w / 2, horizon - h + 10), (x + w / 2, horizon + 8), 1, shade(color, .5), what)
+        if what == "cabinet":
+            canvas.line((x + w / 2, horizon - h + 10), (x + w / 2, horizon + 8), 1, shade(color, .5), what)
+
 
 @lru_cache(maxsize=16)
 def make_scene(key: str) -> Scene:
     "The scene of this key; another key is another place."
-    draw = Draw(f"ministreet {VERSION} scene {key}")
+    draw, canvas = Draw(f"ministreet {VERSION} scene {key}"), blank()
     kind = draw.pick(("street", "street", "park", "parking", "corridor", "shop"))
     horizon = draw.between(70, 105)
-    canvas = Canvas(np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8))
-    (indoor_view if kind in ("corridor", "shop") else outdoor_view)(canvas, draw, kind, horizon)
+    (outdoor_view if kind in GROUNDS else indoor_view)(canvas, draw, kind, horizon)
     relief = texture(draw, 40, 9) + texture(draw, 6, 6) + texture(draw, 2, 5)
     return Scene(kind, np.clip(canvas.image + relief, 0, 255).astype(np.uint8), canvas.labels, horizon)
 
-# %% ../nbs/02_ministreet.ipynb #c022
+# %% ../nbs/02_ministreet.ipynb #c027
 @dataclass(frozen=True)
 class Pose:
-    "Angles in radians: 0 hangs down (limbs) or stands up (torso), positive is forward; `lift` raises the hip, in body heights."
+    "Angles in radians: 0 hangs down (limbs) or stands up (torso), positive is forward."
     torso: float = 0.
     arms: tuple = ((.1, .2), (-.1, .1))               # (shoulder, elbow) of the far and near arm
     legs: tuple = ((.05, 0.), (-.05, 0.))             # (hip, knee)
-    lift: float = 0.
+    lift: float = 0.                                  # raises the hip, in body heights
 
-def walking(t: float, rate=1.6) -> Pose:
-    s = math.sin(2 * math.pi * rate * t)
-    return Pose(.05, ((-.5 * s, .3), (.5 * s, .3)), ((.45 * s, -.25 * max(0, -s)), (-.45 * s, -.25 * max(0, s))))
+
+def walking(t: float) -> Pose:
+    s = math.sin(2 * math.pi * 1.6 * t)
+    return Pose(.05, ((-.5 * s, .3), (.5 * s, .3)),
+                ((.45 * s, -.25 * max(0, -s)), (-.45 * s, -.25 * max(0, s))))
+
 
 def standing(t: float) -> Pose:
     s = math.sin(1.3 * t)
     return Pose(.02 * s, ((.12 + .03 * s, .25), (-.1, .2)))
 
+
 def running(t: float) -> Pose:
     s = math.sin(2 * math.pi * 2.6 * t)
-    return Pose(.28, ((-.9 * s, 1.4), (.9 * s, 1.4)), ((.95 * s, -.9 * max(0, -s)), (-.95 * s, -.9 * max(0, s))), .03 * abs(s))
+    return Pose(.28, ((-.9 * s, 1.4), (.9 * s, 1.4)),
+                ((.95 * s, -.9 * max(0, -s)), (-.95 * s, -.9 * max(0, s))), .03 * abs(s))
 
-# %% ../nbs/02_ministreet.ipynb #c024
+# %% ../nbs/02_ministreet.ipynb #c030
 def hugging(t: float) -> Pose:
     s = math.sin(1.8 * t)
     return Pose(.10 + .04 * s, ((1.25, .45), (1.05 + .1 * s, .6)), ((.06, 0.), (-.06, 0.)))
 
-def punching(t: float, beat=0.) -> Pose:
+
+def punching(t: float, beat: float = 0.) -> Pose:
     s, kick = math.sin(2 * math.pi * 2.2 * t + beat), math.sin(2 * math.pi * .8 * t + beat) > .7
-    legs = ((1.35, -.1), (-.2, 0.)) if kick else ((.55, -.25), (-.5, -.1))
-    return Pose(.18 + .15 * s, ((1.5 + .4 * s, .2 + 1.1 * max(0, -s)), (1.9 - .5 * s, .2 + 1.2 * max(0, s))), legs)
+    return Pose(.18 + .15 * s, ((1.5 + .4 * s, .2 + 1.1 * max(0, -s)), (1.9 - .5 * s, .2 + 1.2 * max(0, s))),
+                ((1.35, -.1), (-.2, 0.)) if kick else ((.55, -.25), (-.5, -.1)))
+
 
 def bending(t: float) -> Pose:
     s = math.sin(1.5 * t)
     return Pose(1.35 + .15 * s, ((.25 + .2 * s, .1), (.1 + .2 * s, .1)), ((.1, -.1), (-.05, -.1)))
 
+
 def pointing(t: float) -> Pose:
-    return Pose(.0, ((1.55 + .08 * math.sin(2 * t), 0.), (-.1, .2)))
+    return Pose(0., ((1.55 + .08 * math.sin(2 * t), 0.), (-.1, .2)))
+
 
 def aiming(t: float) -> Pose:
     recoil = .25 * max(0., math.sin(2 * math.pi * 2 * t)) ** 6
     return Pose(.08 - recoil * .3, ((1.5 + recoil, 0.), (1.4 + recoil, .25)), ((.4, -.2), (-.4, 0.)))
 
+
 def collapsing(t: float) -> Pose:
     "From upright to flat on the ground within 0.5 s, then writhing."
-    f, s = min(1., max(0., t / .5)), math.sin(7 * t)
-    lie = math.pi / 2
-    return Pose(lie * f, ((lie * f + .9 * f, .3), (2.4 * f + .3 * s * f, .4)), ((-lie * f * .92 + .15 * s * f, .25 * f), (-lie * f * 1.05 - .2 * s * f, -.5 * f)), 0.)
+    f, s, lie = min(1., max(0., t / .5)), math.sin(7 * t), math.pi / 2
+    return Pose(lie * f, ((lie * f + .9 * f, .3), (2.4 * f + .3 * s * f, .4)),
+                ((-lie * f * .92 + .15 * s * f, .25 * f), (-lie * f * 1.05 - .2 * s * f, -.5 * f)))
 
-# %% ../nbs/02_ministreet.ipynb #c025
-def joints(pose: Pose, x: float, y: float, h: float, facing: int) -> dict:
-    "Joint positions (pixels) of a person of height h whose lower foot stands at (x, y)."
-    reach = lambda p, a, l: (p[0] + facing * l * h * math.sin(a), p[1] + l * h * math.cos(a))
+# %% ../nbs/02_ministreet.ipynb #c031
+def joints(pose: Pose, foot: Point, h: float, facing: int) -> dict[str, tuple]:
+    "The joints (pixels) of a person of height h on its lower foot: hip, neck, head, arm0 .. leg1."
+    def reach(point, angle, length):
+        return point[0] + facing * length * h * math.sin(angle), point[1] + length * h * math.cos(angle)
+
+    def limb(root, first, second, lengths):
+        middle = reach(root, first, lengths[0])
+        return root, middle, reach(middle, first + second, lengths[1])
+
     drop = max(.25 * math.cos(a) + .25 * math.cos(a + b) for a, b in pose.legs)
-    hip = (x, y - h * (max(drop, .07) + pose.lift))
+    hip = (foot[0], foot[1] - h * (max(drop, .07) + pose.lift))
     neck = (hip[0] + facing * .30 * h * math.sin(pose.torso), hip[1] - .30 * h * math.cos(pose.torso))
     head = (neck[0] + facing * .10 * h * math.sin(pose.torso), neck[1] - .10 * h * math.cos(pose.torso))
-    limbs = {}
-    for i, (a, b) in enumerate(pose.arms):
-        elbow = reach(neck, a, .17); limbs[f"arm{i}"] = (neck, elbow, reach(elbow, a + b, .16))
-    for i, (a, b) in enumerate(pose.legs):
-        knee = reach(hip, a, .25); limbs[f"leg{i}"] = (hip, knee, reach(knee, a + b, .25))
-    return {"hip": hip, "neck": neck, "head": head, **limbs}
+    arms = {f"arm{i}": limb(neck, *angles, (.17, .16)) for i, angles in enumerate(pose.arms)}
+    legs = {f"leg{i}": limb(hip, *angles, (.25, .25)) for i, angles in enumerate(pose.legs)}
+    return {"hip": hip, "neck": neck, "head": head, **arms, **legs}
 
-def draw_person(canvas, pose, x, y, h, facing, colors, concept) -> dict:
-    "Far limbs first, then torso and head, then near limbs; returns the joints."
-    j, (skin, top, pants) = joints(pose, x, y, h, facing), colors
+
+def draw_person(
+    canvas: Canvas,
+    pose: Pose,
+    foot: Point,
+    h: float,                # height in pixels
+    facing: int,             # 1: to the right, -1: to the left
+    colors: tuple,           # skin, top, trousers
+    concept: str,
+) -> dict[str, tuple]:       # the joints
+    "Far limbs first, then torso and head, then near limbs."
+    where, (skin, top, trousers) = joints(pose, foot, h, facing), colors
+
     def limb(name, color, width):
-        a, b, c = j[name]; canvas.line(a, b, width * h, color, concept); canvas.line(b, c, width * h * .85, color, concept)
-    limb("arm0", shade(top, .7), .065); limb("leg0", shade(pants, .7), .09)
-    canvas.line(j["hip"], j["neck"], .17 * h, top, concept)
-    limb("leg1", pants, .09)
-    disc(canvas, j["head"], .075 * h, skin, concept); disc(canvas, (j["head"][0], j["head"][1] - .03 * h), .06 * h, shade(skin, .35), concept)
+        a, b, c = where[name]
+        canvas.line(a, b, width * h, color, concept)
+        canvas.line(b, c, width * h * .85, color, concept)
+
+    limb("arm0", shade(top, .7), .065)
+    limb("leg0", shade(trousers, .7), .09)
+    canvas.line(where["hip"], where["neck"], .17 * h, top, concept)
+    limb("leg1", trousers, .09)
+    disc(canvas, where["head"], .075 * h, skin, concept)
+    disc(canvas, (where["head"][0], where["head"][1] - .03 * h), .06 * h, shade(skin, .35), concept)
     limb("arm1", shade(top, .88), .065)
-    for name in ("arm0", "arm1"): disc(canvas, j[name][2], .035 * h, skin, concept)
-    return j
-
-# %% ../nbs/02_ministreet.ipynb #c028
-SKINS = ((224, 172, 105), (198, 134, 66), (141, 85, 36), (240, 200, 160), (90, 60, 40))
-
-def clothes(draw: Draw) -> tuple:
-    "(skin, top, trousers)"
-    return draw.pick(SKINS), draw.color(25, 215), draw.color(20, 110)
-
-@dataclass(frozen=True)
-class Person:
-    "One ordinary person: walks, runs, stands, bends or points."
-    action: str                  # a concept of ACTORS
-    x: float                     # foot position at t = 0 (pixels)
-    depth: float                 # row of the feet (pixels)
-    h: float                     # height (pixels)
-    speed: float                 # pixels a second, signed
-    colors: tuple
-    phase: float = 0.
-
-    def draw(self, canvas, t: float):
-        pose = {"walking": walking, "standing": standing, "running": running, "bending": bending, "pointing": pointing}[self.action](t + self.phase)
-        facing = 1 if self.speed >= 0 else -1
-        draw_person(canvas, pose, self.x + self.speed * t, self.depth, self.h, facing, self.colors, self.action)
-
-@dataclass(frozen=True)
-class Hug:
-    "Two people in an embrace: the look-alike of a fight."
-    x: float; depth: float; h: float; colors: tuple; others: tuple; phase: float = 0.
-
-    def draw(self, canvas, t: float):
-        d = .13 * self.h
-        draw_person(canvas, hugging(t + self.phase), self.x + d, self.depth, self.h * .95, -1, self.others, "hugging")
-        draw_person(canvas, hugging(t + self.phase + .5), self.x - d, self.depth, self.h, 1, self.colors, "hugging")
-
-# %% ../nbs/02_ministreet.ipynb #c029
-def draw_car(canvas, x, y, length, color, angle, concept, facing=1, crumple=0.):
-    "A car seen from the side: body, cabin, windows, wheels; angle in radians around its centre."
-    c, s, l = math.cos(angle), math.sin(angle), length
-    def at(u, v): return (x + facing * l * (u * c) - l * v * s * facing, y + l * (v * c) + l * u * s)
-    canvas.polygon([at(-.5, -.08), at(-.48, -.22), at(-.30, -.24), at(-.18, -.40), at(.16, -.40), at(.30, -.24), at(.5 - crumple, -.20), at(.5 - crumple * 1.6, -.08)], color, concept)
-    for a, b in ((-.27, -.02), (.02, .25)):
-        canvas.polygon([at(a + .02, -.25), at(a + .10, -.37), at(b - .05, -.37), at(b, -.25)], shade(color, .3), concept)
-    canvas.line(at(-.5, -.10), at(.5 - crumple, -.10), .05 * l, shade(color, .6), concept)
-    for u in (-.3, .3):
-        disc(canvas, at(u, -.07), .085 * l, (25, 25, 28), concept); disc(canvas, at(u, -.07), .04 * l, (150, 150, 155), concept)
-
-@dataclass(frozen=True)
-class Car:
-    "A car that passes."
-    x: float; depth: float; length: float; speed: float; color: tuple
-
-    def draw(self, canvas, t: float):
-        draw_car(canvas, self.x + self.speed * t, self.depth, self.length, self.color, 0., "car", 1 if self.speed >= 0 else -1)
-
-@dataclass(frozen=True)
-class ParkedCars:
-    "Two cars parked bumper to bumper: the look-alike of an accident."
-    x: float; depth: float; length: float; color: tuple; other: tuple
-
-    def draw(self, canvas, t: float):
-        draw_car(canvas, self.x - .5 * self.length, self.depth, self.length, self.color, 0., "parked cars", 1)
-        draw_car(canvas, self.x + .52 * self.length, self.depth + 1, self.length, self.other, 0., "parked cars", -1)
-
-# %% ../nbs/02_ministreet.ipynb #c030
-@dataclass(frozen=True)
-class Awning:
-    "A striped orange awning that flutters: the look-alike of fire."
-    x: float; depth: float; h: float; color: tuple; phase: float = 0.
-
-    def draw(self, canvas, t: float):
-        w, top, n = .9 * self.h, self.depth - self.h, 8
-        for u in (-.5, .5): canvas.line((self.x + u * w, top), (self.x + u * w, self.depth), 2, (120, 120, 120), "awning")
-        for i in range(n):
-            a, b = self.x + w * (i / n - .5), self.x + w * ((i + 1) / n - .5)
-            dip = .05 * self.h * math.sin(3 * t + i + self.phase)
-            stripe = self.color if i % 2 else shade(self.color, 1.5)
-            canvas.polygon([(a, top), (b, top), (b + 3, top + .38 * self.h + dip), (a + 3, top + .38 * self.h + dip)], stripe, "awning")
-
-def puff(key, i: int, t: float, life: float) -> tuple:
-    "The i-th particle of a plume at time t: (age in 0..1, sideways in -1..1, size in .6..1.4)."
-    age = ((t / life) + i * .6180339887) % 1.
-    wobble = math.sin(12.9898 * (i + 1) + 78.233 * (key % 97)) * 43758.5453
-    side = 2 * (wobble - math.floor(wobble)) - 1
-    return age, side, 1 + .4 * math.sin(5 * side + i)
-
-@dataclass(frozen=True)
-class Steam:
-    "White steam from a vent: the look-alike of an explosion's smoke."
-    x: float; depth: float; h: float; key: int
-
-    def draw(self, canvas, t: float):
-        rectangle(canvas, self.x - 5, self.depth - 5, self.x + 5, self.depth, (70, 70, 72), "steam")
-        for i in range(10):
-            age, side, size = puff(self.key, i, t, 2.2)
-            glow(canvas, (self.x + side * age * .18 * self.h, self.depth - age * self.h), self.h * (.06 + .14 * age) * size, (228, 230, 232), .75 * (1 - age), "steam")
-
-# %% ../nbs/02_ministreet.ipynb #c032
-@dataclass(frozen=True)
-class Fighting:
-    "Two people punch and kick each other."
-    x: float; depth: float; h: float; seconds: float; colors: tuple; others: tuple; key: int = 0
-
-    def draw(self, canvas, t: float):
-        d = self.h * (.24 + .05 * math.sin(5 * t))
-        draw_person(canvas, punching(t, 2.1), self.x + d, self.depth, self.h * .97, -1, self.others, "Fighting")
-        draw_person(canvas, punching(t), self.x - d, self.depth, self.h, 1, self.colors, "Fighting")
-
-@dataclass(frozen=True)
-class Falling:
-    "Someone collapses and lies on the ground."
-    x: float; depth: float; h: float; seconds: float; colors: tuple; others: tuple; key: int = 0
-
-    def draw(self, canvas, t: float):
-        draw_person(canvas, collapsing(t), self.x, self.depth, self.h, 1 if self.key % 2 else -1, self.colors, "Falling")
-
-@dataclass(frozen=True)
-class Shooting:
-    "Someone fires a gun at another, who goes down."
-    x: float; depth: float; h: float; seconds: float; colors: tuple; others: tuple; key: int = 0
-
-    def draw(self, canvas, t: float):
-        f = 1 if self.key % 2 else -1
-        draw_person(canvas, collapsing(t - .6), self.x + f * .45 * self.h, self.depth, self.h * .95, -f, self.others, "Shooting")
-        j = draw_person(canvas, aiming(t), self.x - f * .35 * self.h, self.depth, self.h, f, self.colors, "Shooting")
-        (hx, hy), g = j["arm0"][2], self.h * .09
-        canvas.line((hx, hy - .02 * self.h), (hx + f * g, hy - .02 * self.h), .035 * self.h, (15, 15, 18), "Shooting")
-        if math.sin(2 * math.pi * 2 * t) > .6:
-            for r, color in ((.085, (255, 150, 30)), (.05, (255, 250, 190))):
-                disc(canvas, (hx + f * (g + r * self.h * .8), hy - .02 * self.h), r * self.h, color, "Shooting")
-
-# %% ../nbs/02_ministreet.ipynb #c033
-def flames(canvas, x, y, width, height, t, key, concept, n=26):
-    "Tongues of flame: orange outside, yellow inside, rising and shrinking."
-    for color, scale in (((214, 70, 20), 1.), ((250, 140, 30), .7), ((255, 225, 110), .42)):
-        for i in range(n):
-            age, side, size = puff(key, i, t, .9)
-            glow(canvas, (x + side * width * .5 * (1 - .75 * age) * scale, y - age * height * (.55 + .45 * scale)),
-                 width * .26 * size * (1 - .6 * age) * scale + 1, color, .95 * (1 - age * .6), concept)
-
-@dataclass(frozen=True)
-class Fire:
-    "Something burns, with dark smoke."
-    x: float; depth: float; h: float; seconds: float; colors: tuple; others: tuple; key: int = 0
-
-    def draw(self, canvas, t: float):
-        power = min(1., .55 + t / 1.5, .4 + max(0., self.seconds - t))
-        for i in range(8):
-            age, side, size = puff(self.key + 5, i, t, 2.)
-            glow(canvas, (self.x + side * age * .25 * self.h, self.depth - self.h * power * (.5 + .6 * age)), self.h * (.08 + .14 * age) * size, (45, 42, 42), .6 * (1 - age), "Fire")
-        flames(canvas, self.x, self.depth - .04 * self.h, .75 * self.h * power, .9 * self.h * power, t, self.key, "Fire")
-
-# %% ../nbs/02_ministreet.ipynb #c034
-@dataclass(frozen=True)
-class Explosion:
-    "A blast: fireball, flying debris, then a cloud."
-    x: float; depth: float; h: float; seconds: float; colors: tuple; others: tuple; key: int = 0
-
-    def draw(self, canvas, t: float):
-        grow, fade = min(1., .45 + 1.6 * t), max(0., min(1., (self.seconds - t) / max(.4, .35 * self.seconds)))
-        r, cy = .55 * self.h * grow, self.depth - .45 * self.h
-        for i in range(14):
-            age, side, size = puff(self.key, i, t, 1.6)
-            a = 2 * math.pi * (i * .6180339887)
-            glow(canvas, (self.x + r * .8 * math.cos(a), cy + r * .7 * math.sin(a) - .1 * self.h * t), r * .55 * size, (70, 62, 58), .35 + .55 * fade, "Explosion")
-        for i in range(12):
-            a, d = 2 * math.pi * i / 12 + self.key, r * (.7 + .4 * ((i * 7) % 5) / 5)
-            p = (self.x + d * math.cos(a), cy + d * math.sin(a)); q = (p[0] + 6 * math.cos(a), p[1] + 6 * math.sin(a))
-            canvas.line(p, q, 2, (255, 190, 80), "Explosion")
-        for color, s in (((225, 85, 20), .85), ((255, 165, 40), .6), ((255, 240, 190), .38)):
-            glow(canvas, (self.x, cy), r * s * (.75 + .25 * math.sin(11 * t)) * (.55 + .45 * fade) + 1, color, .95, "Explosion")
+    for name in ("arm0", "arm1"): disc(canvas, where[name][2], .035 * h, skin, concept)
+    return where
 
 # %% ../nbs/02_ministreet.ipynb #c035
+ACTIONS = {action.__name__: action for action in (walking, standing, running, bending, pointing)}
+
+
+def clothes(draw: Draw) -> tuple[Color, Color, Color]:     # skin, top, trousers
+    "The colours of one person."
+    return draw.pick(PALETTE["skin"]), draw.color(25, 215), draw.color(20, 110)
+
+
 @dataclass(frozen=True)
-class RoadAccident:
-    "Two cars have run into each other: crumpled, askew, smoking, debris on the road."
-    x: float; depth: float; h: float; seconds: float; colors: tuple; others: tuple; key: int = 0
+class Actor:
+    "Something in the scene; its draw(canvas, t) paints it as it is after t seconds."
+    x: float                 # middle at t = 0 (pixels)
+    depth: float             # row of its foot (pixels)
+    h: float                 # a person's height, a car's length (pixels)
 
-    def draw(self, canvas, t: float):
-        l, hit = 1.15 * self.h, min(1., max(0., t / .25))
-        jolt = .06 * math.sin(30 * t) * max(0., 1 - t)
-        for i in range(9):
-            a = 2 * math.pi * i * .6180339887 + self.key
-            d = l * (.2 + .5 * ((i * 5) % 7) / 7) * hit
-            rectangle(canvas, self.x + d * math.cos(a) - 2, self.depth + .15 * d * math.sin(a) - 2, self.x + d * math.cos(a) + 2, self.depth + .15 * d * math.sin(a) + 1, (200, 200, 190), "RoadAccident")
-        draw_car(canvas, self.x + l * (.36 + .25 * (1 - hit)), self.depth - .05 * l, l, self.others[1], -.28 * hit + jolt, "RoadAccident", -1, .12 * hit)
-        draw_car(canvas, self.x - l * (.36 + .25 * (1 - hit)), self.depth, l, self.colors[1], .14 * hit - jolt, "RoadAccident", 1, .14 * hit)
-        for i in range(9):
-            age, side, size = puff(self.key, i, t, 1.4)
-            glow(canvas, (self.x + side * age * .25 * l, self.depth - .2 * l - age * .45 * l), l * (.05 + .10 * age) * size, (150, 148, 146), .7 * (1 - age) * hit, "RoadAccident")
 
-EVENTS = {c.__name__: c for c in (Fighting, Falling, Fire, Explosion, RoadAccident, Shooting)}
+@dataclass(frozen=True)
+class Person(Actor):
+    "One ordinary person: walks, runs, stands, bends or points."
+    action: str              # one of ACTIONS, a concept
+    speed: float             # pixels a second, signed
+    colors: tuple            # skin, top, trousers
+    phase: float = 0.        # seconds that its clock is ahead
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        pose, foot = ACTIONS[self.action](t + self.phase), (self.x + self.speed * t, self.depth)
+        draw_person(canvas, pose, foot, self.h, 1 if self.speed >= 0 else -1, self.colors, self.action)
+
+
+def draw_pair(
+    canvas: Canvas,
+    pair: Any,               # an Actor with colors and others: who stands on the left, and on the right
+    poses: tuple,            # of the right one and the left one
+    gap: float,              # from the middle to each (pixels)
+    smaller: float,          # the right one's height, as a share of the left one's
+    concept: str,
+) -> None:
+    "Two people who face each other."
+    right, left = (pair.x + gap, pair.depth), (pair.x - gap, pair.depth)
+    draw_person(canvas, poses[0], right, pair.h * smaller, -1, pair.others, concept)
+    draw_person(canvas, poses[1], left, pair.h, 1, pair.colors, concept)
+
+
+@dataclass(frozen=True)
+class Hug(Actor):
+    "Two people in an embrace: the look-alike of a fight."
+    colors: tuple
+    others: tuple            # the second person's colours
+    phase: float = 0.
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        poses = hugging(t + self.phase), hugging(t + self.phase + .5)
+        draw_pair(canvas, self, poses, .13 * self.h, .95, "hugging")
+
+# %% ../nbs/02_ministreet.ipynb #c037
+BODY = ((-.5, -.08), (-.48, -.22), (-.30, -.24), (-.18, -.40), (.16, -.40), (.30, -.24))     # rear to front
+
+
+def draw_car(
+    canvas: Canvas,
+    center: Point,           # of the wheels' base
+    length: float,           # pixels
+    color: Color,
+    angle: float,            # radians around the centre
+    concept: str,
+    facing: int = 1,         # 1: to the right, -1: to the left
+    crumple: float = 0.,     # what the front has lost, in lengths
+) -> None:
+    "A car seen from the side: body, cabin, windows, wheels."
+    c, s = math.cos(angle), math.sin(angle)
+
+    def at(u, v):
+        return (center[0] + facing * length * (u * c) - length * v * s * facing,
+                center[1] + length * (v * c) + length * u * s)
+
+    front = ((.5 - crumple, -.20), (.5 - crumple * 1.6, -.08))
+    canvas.polygon([at(*point) for point in (*BODY, *front)], color, concept)
+    for a, b in ((-.27, -.02), (.02, .25)):
+        window = [at(a + .02, -.25), at(a + .10, -.37), at(b - .05, -.37), at(b, -.25)]
+        canvas.polygon(window, shade(color, .3), concept)
+    canvas.line(at(-.5, -.10), at(.5 - crumple, -.10), .05 * length, shade(color, .6), concept)
+    for u in (-.3, .3):
+        disc(canvas, at(u, -.07), .085 * length, (25, 25, 28), concept)
+        disc(canvas, at(u, -.07), .04 * length, (150, 150, 155), concept)
 
 # %% ../nbs/02_ministreet.ipynb #c038
 @dataclass(frozen=True)
+class Car(Actor):
+    "A car that passes."
+    speed: float             # pixels a second, signed
+    color: Color
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        center, facing = (self.x + self.speed * t, self.depth), 1 if self.speed >= 0 else -1
+        draw_car(canvas, center, self.h, self.color, 0., "car", facing)
+
+
+@dataclass(frozen=True)
+class ParkedCars(Actor):
+    "Two cars parked bumper to bumper: the look-alike of an accident."
+    color: Color
+    other: Color
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        left, right = (self.x - .5 * self.h, self.depth), (self.x + .52 * self.h, self.depth + 1)
+        draw_car(canvas, left, self.h, self.color, 0., "parked cars", 1)
+        draw_car(canvas, right, self.h, self.other, 0., "parked cars", -1)
+
+# %% ../nbs/02_ministreet.ipynb #c041
+def plume(
+    key: int,                # which plume
+    n: int,                  # particles
+    t: float,                # seconds
+    life: float,             # seconds of a particle
+) -> Iterator[tuple[float, float, float]]:     # age in 0..1, sideways in -1..1, size in .6..1.4
+    "The particles of a plume at time t."
+    for i in range(n):
+        wobble = math.sin(12.9898 * (i + 1) + 78.233 * (key % 97)) * 43758.5453
+        side = 2 * (wobble - math.floor(wobble)) - 1
+        yield ((t / life) + i * .6180339887) % 1., side, 1 + .4 * math.sin(5 * side + i)
+
+
+@dataclass(frozen=True)
+class Steam(Actor):
+    "White steam from a vent, h high: the look-alike of an explosion's smoke."
+    key: int
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        rectangle(canvas, self.x - 5, self.depth - 5, self.x + 5, self.depth, (70, 70, 72), "steam")
+        for age, side, size in plume(self.key, 10, t, 2.2):
+            center = (self.x + side * age * .18 * self.h, self.depth - age * self.h)
+            radius = self.h * (.06 + .14 * age) * size
+            glow(canvas, center, radius, (228, 230, 232), .75 * (1 - age), "steam")
+
+
+@dataclass(frozen=True)
+class Awning(Actor):
+    "A striped orange awning that flutters: the look-alike of fire."
+    color: Color
+    phase: float = 0.
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        w, top, n = .9 * self.h, self.depth - self.h, 8
+        for u in (-.5, .5):
+            canvas.line((self.x + u * w, top), (self.x + u * w, self.depth), 2, (120, 120, 120), "awning")
+        for i in range(n):
+            a, b = self.x + w * (i / n - .5), self.x + w * ((i + 1) / n - .5)
+            hem = top + .38 * self.h + .05 * self.h * math.sin(3 * t + i + self.phase)
+            canvas.polygon([(a, top), (b, top), (b + 3, hem), (a + 3, hem)],
+                           self.color if i % 2 else shade(self.color, 1.5), "awning")
+
+# %% ../nbs/02_ministreet.ipynb #c044
+@dataclass(frozen=True)
+class Anomaly(Actor):
+    "What all anomalies are made of; each class below draws its own."
+    seconds: float           # how long it lasts
+    colors: tuple            # of the person or car on the left
+    others: tuple            # of the one on the right
+    key: int = 0
+
+    @property
+    def facing(self) -> int:
+        return 1 if self.key % 2 else -1
+
+
+class Fighting(Anomaly):
+    "Two people punch and kick each other."
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        gap = self.h * (.24 + .05 * math.sin(5 * t))
+        draw_pair(canvas, self, (punching(t, 2.1), punching(t)), gap, .97, "Fighting")
+
+
+class Falling(Anomaly):
+    "Someone collapses and lies on the ground."
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        draw_person(canvas, collapsing(t), (self.x, self.depth), self.h, self.facing, self.colors, "Falling")
+
+
+class Shooting(Anomaly):
+    "Someone fires a gun at another, who goes down."
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        f, victim = self.facing, (self.x + self.facing * .45 * self.h, self.depth)
+        draw_person(canvas, collapsing(t - .6), victim, self.h * .95, -f, self.others, "Shooting")
+        shooter = (self.x - f * .35 * self.h, self.depth)
+        hand = draw_person(canvas, aiming(t), shooter, self.h, f, self.colors, "Shooting")["arm0"][2]
+        (x, y), gun = (hand[0], hand[1] - .02 * self.h), self.h * .09
+        canvas.line((x, y), (x + f * gun, y), .035 * self.h, (15, 15, 18), "Shooting")
+        if math.sin(2 * math.pi * 2 * t) > .6:
+            for r, color in ((.085, (255, 150, 30)), (.05, (255, 250, 190))):
+                disc(canvas, (x + f * (gun + r * self.h * .8), y), r * self.h, color, "Shooting")
+
+# %% ../nbs/02_ministreet.ipynb #c046
+def flames(
+    canvas: Canvas, foot: Point, width: float, height: float, t: float, key: int, concept: str, n: int = 26
+) -> None:
+    "Tongues of flame: orange outside, yellow inside, rising and shrinking."
+    for color, scale in (((214, 70, 20), 1.), ((250, 140, 30), .7), ((255, 225, 110), .42)):
+        for age, side, size in plume(key, n, t, .9):
+            center = (foot[0] + side * width * .5 * (1 - .75 * age) * scale,
+                      foot[1] - age * height * (.55 + .45 * scale))
+            radius = width * .26 * size * (1 - .6 * age) * scale + 1
+            glow(canvas, center, radius, color, .95 * (1 - age * .6), concept)
+
+
+class Fire(Anomaly):
+    "Something burns, with dark smoke."
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        power = min(1., .55 + t / 1.5, .4 + max(0., self.seconds - t))
+        for age, side, size in plume(self.key + 5, 8, t, 2.):
+            center = (self.x + side * age * .25 * self.h, self.depth - self.h * power * (.5 + .6 * age))
+            glow(canvas, center, self.h * (.08 + .14 * age) * size, (45, 42, 42), .6 * (1 - age), "Fire")
+        flames(canvas, (self.x, self.depth - .04 * self.h), .75 * self.h * power, .9 * self.h * power, t,
+               self.key, "Fire")
+
+# %% ../nbs/02_ministreet.ipynb #c047
+class Explosion(Anomaly):
+    "A blast: fireball, flying debris, then a cloud."
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        r, cy = .55 * self.h * min(1., .45 + 1.6 * t), self.depth - .45 * self.h
+        fade = max(0., min(1., (self.seconds - t) / max(.4, .35 * self.seconds)))
+        for i, (_, _, size) in enumerate(plume(self.key, 14, t, 1.6)):
+            a = 2 * math.pi * (i * .6180339887)
+            center = (self.x + r * .8 * math.cos(a), cy + r * .7 * math.sin(a) - .1 * self.h * t)
+            glow(canvas, center, r * .55 * size, (70, 62, 58), .35 + .55 * fade, "Explosion")
+        for i in range(12):
+            a, d = 2 * math.pi * i / 12 + self.key, r * (.7 + .4 * ((i * 7) % 5) / 5)
+            p = (self.x + d * math.cos(a), cy + d * math.sin(a))
+            q = (p[0] + 6 * math.cos(a), p[1] + 6 * math.sin(a))
+            canvas.line(p, q, 2, (255, 190, 80), "Explosion")
+        for color, s in (((225, 85, 20), .85), ((255, 165, 40), .6), ((255, 240, 190), .38)):
+            radius = r * s * (.75 + .25 * math.sin(11 * t)) * (.55 + .45 * fade) + 1
+            glow(canvas, (self.x, cy), radius, color, .95, "Explosion")
+
+# %% ../nbs/02_ministreet.ipynb #c049
+class RoadAccident(Anomaly):
+    "Two cars have run into each other: crumpled, askew, smoking, debris on the road."
+
+    def draw(self, canvas: Canvas, t: float) -> None:
+        length, hit = 1.15 * self.h, min(1., max(0., t / .25))
+        jolt, apart = .06 * math.sin(30 * t) * max(0., 1 - t), length * (.36 + .25 * (1 - hit))
+        for i in range(9):
+            a, d = 2 * math.pi * i * .6180339887 + self.key, length * (.2 + .5 * ((i * 5) % 7) / 7) * hit
+            x, y = self.x + d * math.cos(a), self.depth + .15 * d * math.sin(a)
+            rectangle(canvas, x - 2, y - 2, x + 2, y + 1, (200, 200, 190), "RoadAccident")
+        right, left = (self.x + apart, self.depth - .05 * length), (self.x - apart, self.depth)
+        draw_car(canvas, right, length, self.others[1], -.28 * hit + jolt, "RoadAccident", -1, .12 * hit)
+        draw_car(canvas, left, length, self.colors[1], .14 * hit - jolt, "RoadAccident", 1, .14 * hit)
+        for age, side, size in plume(self.key, 9, t, 1.4):
+            center = (self.x + side * age * .25 * length, self.depth - .2 * length - age * .45 * length)
+            radius, alpha = length * (.05 + .10 * age) * size, .7 * (1 - age) * hit
+            glow(canvas, center, radius, (150, 148, 146), alpha, "RoadAccident")
+
+
+EVENTS = {event.__name__: event for event in (Fighting, Falling, Fire, Explosion, RoadAccident, Shooting)}
+
+# %% ../nbs/02_ministreet.ipynb #c052
+@dataclass(frozen=True)
 class Timed:
     "An actor that exists during [start, stop) seconds and whose clock begins at start."
-    actor: object
+    actor: Actor
     start: float = 0.
     stop: float = math.inf
 
-    def draw(self, canvas, t: float):
+    def draw(self, canvas: Canvas, t: float) -> None:
         if self.start <= t < self.stop: self.actor.draw(canvas, t - self.start)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -524,150 +684,173 @@ class Plan:
     noise: float                 # camera noise, standard deviation in grey levels
     light: tuple                 # (slow change, its period in s, sudden change, when in s)
 
-# %% ../nbs/02_ministreet.ipynb #c040
-AREA_QUANTILES = ((0, .05, .25, .5, .75, .95, 1), (.020, .033, .062, .104, .17, .29, .36))   # probability -> area / frame
-AREA_AT_100 = {"Fighting": 11500., "Falling": 4400., "Fire": 9800., "Explosion": 14500., "RoadAccident": 13500., "Shooting": 12500.}  # pixels
-NIGHT = {("train", True): .75, ("train", False): .25, ("test", True): .35, ("test", False): .65}   # (split, abnormal) -> P(night): helps, then misleads
-SCENES = {"train": 40, "test": 20, "pretrain": 4000, "unseen": 400}      # places of each split; the mini CLIP learns in "pretrain" and is examined in "unseen"
+# %% ../nbs/02_ministreet.ipynb #c055
+AREA_QUANTILES = ((0, .05, .25, .5, .75, .95, 1),                          # probability
+                  (.020, .033, .062, .104, .17, .29, .36))                 # -> area / frame
+AREA_AT_100 = {"Fighting": 11500., "Falling": 4400., "Fire": 9800., "Explosion": 14500.,
+               "RoadAccident": 13500., "Shooting": 12500.}                 # pixels
+
 
 def draw_area(draw: Draw) -> float:
     "A share of the frame, 0.02 to 0.36, median 0.104."
     return float(np.interp(draw.random(), *AREA_QUANTILES))
 
-def place(draw: Draw, kind: str, horizon: float) -> tuple:
-    "(x, row of the feet, a person's height there) for an event or look-alike of this kind."
+
+def place(draw: Draw, kind: str, horizon: float) -> tuple[float, float, float]:
+    "x, row of the feet, a person's height there, for an event or look-alike of this kind."
     h = 100 * math.sqrt(draw_area(draw) * WIDTH * HEIGHT / AREA_AT_100[kind])
     depth = horizon + 8 + .72 * h + draw.between(-12, 22)
     depth = min(HEIGHT - 5., max(depth, .9 * h, horizon + 12))
     margin = min(WIDTH / 2, (.45 if kind in ("Falling", "Fire") else .62) * h)
     return draw.between(margin, WIDTH - margin), depth, h
 
-# %% ../nbs/02_ministreet.ipynb #c041
+# %% ../nbs/02_ministreet.ipynb #c059
 def passer_by(draw: Draw, scene: Scene, height, seconds: float) -> Timed:
-    "Someone who walks or runs through the view, or stands in it."
-    depth, action, way = draw.between(scene.horizon + 8, HEIGHT - 4), draw.pick(("walking", "walking", "standing", "running")), draw.pick((-1, 1))
-    tall = height(depth)
+    "Someone who walks or runs through the view, or stands in it; height(row of the feet) -> pixels."
+    depth = draw.between(scene.horizon + 8, HEIGHT - 4)
+    action = draw.pick(("walking", "walking", "standing", "running"))
+    way, tall = draw.pick((-1, 1)), height(depth)
     inside, begin = draw.random() < .6, draw.between(0, .8 * seconds)
     edge = -tall if way > 0 else WIDTH + tall
     x = draw.between(20, WIDTH - 20) if inside or action == "standing" else edge
     speed = {"walking": .75, "running": 1.7, "standing": 0.}[action] * tall * way
-    return Timed(Person(action, x, depth, tall, speed, clothes(draw), draw.between(0, 3)), 0. if x != edge else begin)
+    person = Person(x, depth, tall, action, speed, clothes(draw), draw.between(0, 3))
+    return Timed(person, begin if x == edge else 0.)
+
 
 def passing_car(draw: Draw, scene: Scene, height, seconds: float) -> Timed:
     "A car that crosses the view."
     depth, way = draw.between(scene.horizon + 25, HEIGHT - 10), draw.pick((-1, 1))
     length = 1.6 * height(depth)
-    return Timed(Car(-length if way > 0 else WIDTH + length, depth, length, way * draw.between(50, 120), draw.color(40, 215)), draw.between(0, seconds * .7))
+    edge, speed = -length if way > 0 else WIDTH + length, way * draw.between(50, 120)
+    return Timed(Car(edge, depth, length, speed, draw.color(40, 215)), draw.between(0, seconds * .7))
 
-def bystanders(draw: Draw, scene: Scene, reference: tuple, seconds: float) -> list:
-    "Passers-by and a car, sized by the perspective of the reference place (x, depth, h)."
+
+def bystanders(
+    draw: Draw,
+    scene: Scene,
+    reference: tuple[float, float, float],     # a place: x, row of the feet, a person's height there
+    seconds: float,                            # of the video
+) -> list[Timed]:
+    "Passers-by and perhaps a car."
     _, y, h = reference
-    vanish = min(y - h / .9, scene.horizon)                        # the row where a person would have no height
-    def height(depth): return min(170., max(16., h * (depth - vanish) / (y - vanish)))
-    found = [passer_by(draw, scene, height, seconds) for _ in range(draw.integer(1, 4))]
-    if scene.kind in ("street", "parking") and draw.random() < .6: found.append(passing_car(draw, scene, height, seconds))
-    return found
+    vanish = min(y - h / .9, scene.horizon)     # the row where a person would have no height
 
-# %% ../nbs/02_ministreet.ipynb #c042
-def act_people(draw: Draw, actor, where: tuple, offsets: tuple, start: float, stop: float, looks: tuple) -> list:
+    def height(depth): return min(170., max(16., h * (depth - vanish) / (y - vanish)))
+
+    found = [passer_by(draw, scene, height, seconds) for _ in range(draw.integer(1, 4))]
+    if scene.kind not in ("street", "parking") or draw.random() >= .6: return found
+    return [*found, passing_car(draw, scene, height, seconds)]
+
+# %% ../nbs/02_ministreet.ipynb #c062
+def act_people(
+    actor: Actor,                    # the act
+    where: tuple,                    # x, row of the feet, height
+    offsets: tuple,                  # of the people from x, in heights
+    start: float,                    # seconds
+    stop: float,
+    looks: tuple,                    # the people's colours
+) -> list[Timed]:
     "People stand there before the act, act, and walk away after it."
-    x, y, h = where
-    before = [Timed(Person("standing", x + o * h, y, h, (-1. if o > 0 else 1.) * 1e-6, c, 0.), max(0., start - 3.), start) for o, c in zip(offsets, looks)]
-    after = [Timed(Person("walking", x + o * h, y, h, (.7 if o >= 0 else -.7) * h, c, 0.), stop) for o, c in zip(offsets, looks)]
+    (x, y, h), people = where, [*zip(offsets, looks)]
+    before = [Timed(Person(x + o * h, y, h, "standing", -1e-6 if o > 0 else 1e-6, colors),
+                    max(0., start - 3.), start) for o, colors in people]
+    after = [Timed(Person(x + o * h, y, h, "walking", (.7 if o >= 0 else -.7) * h, colors), stop)
+             for o, colors in people]
     return [*before, Timed(actor, start, stop), *after]
 
-def event_actors(draw: Draw, kind: str, where: tuple, start: float, stop: float) -> list:
-    "An anomaly with what comes before and after it."
-    (x, y, h), looks = where, (clothes(draw), clothes(draw))
-    key = draw.integer(0, 1000)
+
+def event_actors(draw: Draw, kind: str, where: tuple, start: float, stop: float) -> list[Timed]:
+    "An anomaly from start to stop (seconds) with what comes before and after it."
+    (x, y, h), looks, key = where, (clothes(draw), clothes(draw)), draw.integer(0, 1000)
     actor = EVENTS[kind](x, y, h, stop - start, *looks, key)
     if kind in ("Fire", "Explosion"): return [Timed(actor, start, stop)]
     if kind == "RoadAccident":
-        l, v = 1.15 * h, draw.between(60, 120)
-        return [Timed(Car(x - .61 * l - v * min(start, 4.), y, l, v, looks[0][1]), max(0., start - 4.), start), Timed(actor, start, stop),
-                Timed(Car(x + .36 * l, y - .05 * l, l, v, looks[1][1]), stop), Timed(Car(x - .36 * l, y, l, -v, looks[0][1]), stop)]
-    offsets = {"Fighting": (-.26, .26), "Falling": (0.,), "Shooting": (-.35, .45) if key % 2 else (.35, -.45)}[kind]
-    return act_people(draw, actor, where, offsets, start, stop, looks)
+        (_, left, _), (_, right, _), length, speed = *looks, 1.15 * h, draw.between(60, 120)     # two paints
+        return [Timed(Car(x - .61 * length - speed * min(start, 4.), y, length, speed, left),
+                      max(0., start - 4.), start),
+                Timed(actor, start, stop),
+                Timed(Car(x + .36 * length, y - .05 * length, length, speed, right), stop),
+                Timed(Car(x - .36 * length, y, length, -speed, left), stop)]
+    shooting = (actor.facing * -.35, actor.facing * .45)
+    offsets = {"Fighting": (-.26, .26), "Falling": (0.,), "Shooting": shooting}
+    return act_people(actor, where, offsets[kind], start, stop, looks)
 
-# %% ../nbs/02_ministreet.ipynb #c043
-def lookalike_actors(draw: Draw, kind: str, where: tuple, seconds: float) -> list:
+# %% ../nbs/02_ministreet.ipynb #c063
+def lookalike_actors(draw: Draw, kind: str, where: tuple, seconds: float) -> list[Timed]:
     "A harmless thing that resembles an anomaly: things stay, people act for a while."
     (x, y, h), looks = where, (clothes(draw), clothes(draw))
-    if kind == "awning": return [Timed(Awning(x, y, h, (draw.integer(205, 240), draw.integer(95, 135), draw.integer(20, 50)), draw.between(0, 6)))]
+    if kind == "awning":
+        orange = (draw.integer(205, 240), draw.integer(95, 135), draw.integer(20, 50))
+        return [Timed(Awning(x, y, h, orange, draw.between(0, 6)))]
     if kind == "steam": return [Timed(Steam(x, y, h, draw.integer(0, 1000)))]
     if kind == "parked cars": return [Timed(ParkedCars(x, y, 1.1 * h, looks[0][1], looks[1][1]))]
     start = draw.between(.1, .5) * seconds
     stop = start + draw.between(.15, .45) * seconds
-    if kind == "hugging": return act_people(draw, Hug(x, y, h, *looks, draw.between(0, 3)), where, (-.13, .13), start, stop, looks)
-    return act_people(draw, Person(kind, x, y, h, draw.pick((-1e-6, 1e-6)), looks[0], draw.between(0, 3)), where, (0.,), start, stop, looks)
+    if kind == "hugging":
+        return act_people(Hug(x, y, h, *looks, draw.between(0, 3)), where, (-.13, .13), start, stop, looks)
+    person = Person(x, y, h, kind, draw.pick((-1e-6, 1e-6)), looks[0], draw.between(0, 3))
+    return act_people(person, where, (0.,), start, stop, looks)
 
-# %% ../nbs/02_ministreet.ipynb #c047
-SIZES = {"small": {"train": 64, "validation": 16, "test": 24, "seconds": (4., 7.)},
-         "full": {"train": 160, "validation": 40, "test": 100, "seconds": (4., 20.)}}
+# %% ../nbs/02_ministreet.ipynb #c066
+NIGHT = {("train", True): .75, ("train", False): .25, ("test", True): .35, ("test", False): .65}
+SCENES = {"train": 40, "test": 20, "pretrain": 4000, "unseen": 400}     # places of each split
 
-def pick_scene(draw: Draw, label: str, split: str) -> tuple:
-    "(key, Scene) of a place where this can happen."
+
+def pick_scene(draw: Draw, label: str, split: str) -> tuple[str, Scene]:
+    "Key and scene of a place where this can happen."
     while True:
         key = f"{split} {draw.integer(0, SCENES[split] - 1)}"
         if make_scene(key).outdoor or label not in OUTDOOR_ONLY: return key, make_scene(key)
 
-# %% ../nbs/02_ministreet.ipynb #c048
-def draw_plan(draw: Draw, id: str, label: str, split: str, seconds: tuple) -> Plan:
+
+def draw_plan(
+    draw: Draw,
+    id: str,
+    label: str,                          # NORMAL or one of ANOMALIES
+    split: str,                          # one of SCENES
+    seconds: tuple[float, float],        # shortest and longest
+) -> Plan:
     "One candidate."
     long = seconds[0] + (seconds[1] - seconds[0]) * draw.random() ** 1.5
-    (key, scene), n = pick_scene(draw, label, split), int(long * FPS)
+    (key, scene), n, anomalous = pick_scene(draw, label, split), int(long * FPS), label != NORMAL
     length = int(n * draw.between(.13, .38))
     start = int((n - length) * draw.between(.05, .95))
-    anomalous = label != NORMAL
-    resembled = label if anomalous else draw.pick(tuple(ANOMALIES) if scene.outdoor else ("Fighting", "Falling", "Shooting"))
-    where = place(draw, resembled, scene.horizon)
+    likes = [name for name in LOOKALIKES if scene.outdoor or name not in OUTDOOR_ONLY]
+    like = None if anomalous else draw.pick(likes)
+    where = place(draw, LOOKALIKES.get(like, label), scene.horizon)
     actors = bystanders(draw, scene, where, n / FPS)
     if anomalous: actors += event_actors(draw, label, where, start / FPS, (start + length) / FPS)
-    elif draw.random() < .7: actors += lookalike_actors(draw, {a: k for k, a in LOOKALIKES.items()}[resembled], where, n / FPS)
-    actors.sort(key=lambda a: a.actor.depth)
+    elif draw.random() < .7: actors += lookalike_actors(draw, like, where, n / FPS)
     night = draw.random() < NIGHT.get((split, anomalous), .5)
     pole = (draw.between(10, WIDTH - 10), draw.between(4, 9)) if draw.random() < .35 else None
-    light = (draw.between(0, .06), draw.between(2, 9), draw.pick((0., 0., 0., .12, -.12)), draw.between(0, n / FPS))
-    return Plan(id, label, key, night, n, start if anomalous else 0, start + length if anomalous else 0, tuple(actors), pole, draw.between(2.5, 6.5), light)
+    light = (draw.between(0, .06), draw.between(2, 9), draw.pick((0., 0., 0., .12, -.12)),
+             draw.between(0, n / FPS))
+    far_to_near = tuple(sorted(actors, key=lambda timed: timed.actor.depth))
+    interval = (start, start + length) if anomalous else (0, 0)
+    return Plan(id, label, key, night, n, *interval, far_to_near, pole, draw.between(2.5, 6.5), light)
 
-# %% ../nbs/02_ministreet.ipynb #c049
-def make_id(split: str, index: int) -> str:
-    "Class_split_index: even indices are normal, the odd ones go through the anomalies in turn."
-    return f"{NORMAL if index % 2 == 0 else tuple(ANOMALIES)[(index // 2) % len(ANOMALIES)]}_{split}_{index:03d}"
+# %% ../nbs/02_ministreet.ipynb #c069
+SHINING = np.isin(np.arange(256), [INDEX["Fire"], INDEX["Explosion"]])     # what night does not darken
 
-def make_plan(split: str, index: int, size: str = "full") -> Plan:
-    "The plan of video `index` of a split; even indices are normal. Raises DatasetError after 200 unusable candidates."
-    id, label = make_id(split, index), make_id(split, index).split("_")[0]
-    draw = Draw(f"ministreet {VERSION} {size} {split} {index}")
-    seconds = SIZES.get(size, SIZES["full"])["seconds"]
-    for _ in range(200):
-        plan = draw_plan(draw, id, label, split, seconds)
-        if label == NORMAL or all(.015 <= area <= .40 for area in box_areas(plan)): return plan
-    raise DatasetError(f"MiniStreet: no usable plan for {size} {split} {index} in 200 draws; this is a bug, please report it")
-
-def box_areas(plan: Plan, step: int = 3) -> list:
-    "The share of the frame under the anomaly's box, at every `step`-th of its frames."
-    boxes = [hull(mask) for mask in truth_masks(plan, range(plan.start, plan.stop, step))]
-    return [0. if b is None else (b[2] - b[0]) * (b[3] - b[1]) / (WIDTH * HEIGHT) for b in boxes]
-
-def hull(mask: np.ndarray):
-    "The box x1 y1 x2 y2 (half-open) around a mask's pixels, or None."
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return None if not len(ys) else (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
-
-# %% ../nbs/02_ministreet.ipynb #c051
-SHINING = np.isin(np.arange(256), [INDEX["Fire"], INDEX["Explosion"]])       # concepts that night does not darken
 
 def draw_frame(plan: Plan, scene: Scene, i: int) -> Canvas:
     "Frame i without light and noise: picture and label plane."
     canvas = Canvas(scene.image.copy(), scene.labels.copy())
     for actor in plan.actors: actor.draw(canvas, i / FPS)
     if plan.pole is not None:
-        x, w = plan.pole; rectangle(canvas, x, 0, x + w, HEIGHT, (88, 86, 82), "pole")
+        x, w = plan.pole
+        rectangle(canvas, x, 0, x + w, HEIGHT, (88, 86, 82), "pole")
     return canvas
 
-def camera(canvas: Canvas, plan: Plan, i: int, noise: np.ndarray) -> np.ndarray:
-    "What the camera makes of it: night, slow and sudden light changes, noise. uint8 [240, 320, 3]"
+
+def camera(
+    canvas: Canvas,
+    plan: Plan,
+    i: int,                  # frame
+    noise: np.ndarray,       # float32 [240, 320, 1], standard normal
+) -> np.ndarray:             # uint8 [240, 320, 3]
+    "What the camera makes of it: night, slow and sudden light changes, noise."
     slow, period, sudden, when = plan.light
     gain = 1 + slow * math.sin(2 * math.pi * i / FPS / period) + (sudden if i / FPS > when else 0.)
     image = canvas.image.astype(np.float32) * gain
@@ -676,102 +859,170 @@ def camera(canvas: Canvas, plan: Plan, i: int, noise: np.ndarray) -> np.ndarray:
     shifted = np.roll(noise, ((i * 37) % HEIGHT, (i * 91) % WIDTH), (0, 1))
     return np.clip(image + plan.noise * shifted, 0, 255).astype(np.uint8)
 
-# %% ../nbs/02_ministreet.ipynb #c052
-def frames(plan: Plan, indices=None):
-    "Yields (picture uint8 [240, 320, 3], labels uint8 [240, 320]) of these frames, by default all."
-    scene, noise = make_scene(plan.scene), np.random.default_rng(len(plan.id) + plan.n_frames).standard_normal((HEIGHT, WIDTH, 1)).astype(np.float32)
+# %% ../nbs/02_ministreet.ipynb #c070
+def frames(
+    plan: Plan,
+    indices: Iterable[int] | None = None,     # default: all frames
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    "Yields picture uint8 [240, 320, 3] and labels uint8 [240, 320] of these frames."
+    scene, rng = make_scene(plan.scene), np.random.default_rng(len(plan.id) + plan.n_frames)
+    noise = rng.standard_normal((HEIGHT, WIDTH, 1)).astype(np.float32)
     for i in range(plan.n_frames) if indices is None else indices:
         canvas = draw_frame(plan, scene, i)
         yield camera(canvas, plan, i, noise), canvas.labels
 
-def truth_masks(plan: Plan, indices=None):
-    "Yields the anomaly's pixels, bool [240, 320], by default of every frame of [start, stop)."
-    blank = Scene("", np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8), 0.)
+
+def truth_masks(
+    plan: Plan,
+    indices: Iterable[int] | None = None,     # default: every frame of [start, stop)
+) -> Iterator[np.ndarray]:                    # bool [240, 320]
+    "Yields the anomaly's pixels."
+    empty = Scene("", blank().image, blank().labels, 0.)
     for i in range(plan.start, plan.stop) if indices is None else indices:
-        yield draw_frame(plan, blank, i).labels == INDEX[plan.label]
+        yield draw_frame(plan, empty, i).labels == INDEX[plan.label]
 
-# %% ../nbs/02_ministreet.ipynb #c055
-def truth_arrays(plan: Plan) -> dict:
-    "start, stop, n_frames, and the masks of [start, stop) as packed bits uint8 [n, 240 * 320 / 8]."
+# %% ../nbs/02_ministreet.ipynb #c073
+Size = Literal["small", "full"]
+SIZES = {"small": {"train": 64, "validation": 16, "test": 24, "seconds": (4., 7.)},
+         "full": {"train": 160, "validation": 40, "test": 100, "seconds": (4., 20.)}}
+
+
+def box_around(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    "The box x1 y1 x2 y2 (half-open) around a mask's pixels, or None."
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return None if not len(ys) else (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
+
+
+def box_areas(plan: Plan, step: int = 3) -> list[float]:
+    "The share of the frame under the anomaly's box, at every `step`-th of its frames."
+    boxes = [box_around(mask) for mask in truth_masks(plan, range(plan.start, plan.stop, step))]
+    return [0. if b is None else (b[2] - b[0]) * (b[3] - b[1]) / (WIDTH * HEIGHT) for b in boxes]
+
+
+def make_id(split: str, index: int) -> str:
+    "Class_split_index: even indices are normal, the odd ones go through the anomalies in turn."
+    label = NORMAL if index % 2 == 0 else tuple(ANOMALIES)[(index // 2) % len(ANOMALIES)]
+    return f"{label}_{split}_{index:03d}"
+
+
+def make_plan(split: str, index: int, size: Size = "full") -> Plan:
+    "The plan of video `index` of a split. Raises DatasetError after 200 unusable candidates."
+    id, draw = make_id(split, index), Draw(f"ministreet {VERSION} {size} {split} {index}")
+    for _ in range(200):
+        plan = draw_plan(draw, id, id.split("_")[0], split, SIZES[size]["seconds"])
+        if plan.label == NORMAL or all(.015 <= area <= .40 for area in box_areas(plan)): return plan
+    raise DatasetError(f"MiniStreet: no usable plan for {size} {split} {index} in 200 draws; this is a bug, "
+                       "please report it")
+
+# %% ../nbs/02_ministreet.ipynb #c076
+def truth_arrays(plan: Plan) -> dict[str, np.ndarray]:
+    "interval: start, stop, n_frames; masks: those of [start, stop) as packed bits uint8 [n, 240 * 320 / 8]."
     masks = np.stack([*truth_masks(plan)]) if plan.stop > plan.start else np.zeros((0, HEIGHT, WIDTH), bool)
-    return {"interval": np.array([plan.start, plan.stop, plan.n_frames], np.int64), "masks": np.packbits(masks.reshape(len(masks), HEIGHT * WIDTH), axis=1)}
+    return {"interval": np.array([plan.start, plan.stop, plan.n_frames], np.int64),
+            "masks": np.packbits(masks.reshape(len(masks), HEIGHT * WIDTH), axis=1)}
 
-def digest(arrays: dict) -> str:
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
     "sha256 of a video's truth, independent of how it is stored."
-    h = hashlib.sha256()
-    for name in sorted(arrays): h.update(name.encode()); h.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return h.hexdigest()
+    parts = (name.encode() + np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
-def files_of(folder, id: str) -> tuple:
+
+def files_of(folder: str | Path, id: str) -> tuple[Path, Path]:
     "Where the video and its truth are."
-    return Path(folder) / "videos" / f"{id}.mp4", Path(folder) / "truth" / f"{id}.npz"
+    return Path(folder)/"videos"/f"{id}.mp4", Path(folder)/"truth"/f"{id}.npz"
 
-def render(folder: str, split: str, index: int, size: str):
+
+def render(folder: str | Path, split: str, index: int, size: Size) -> None:
     "Writes one video and its truth, the truth last; both atomically."
-    plan = make_plan(split, index, size)
+    plan, stored = make_plan(split, index, size), io.BytesIO()
     video, truth = files_of(folder, plan.id)
     write_video(video, (image for image, _ in frames(plan)), FPS)
-    part = truth.with_suffix(f".{os.getpid()}.part.npz")
-    np.savez_compressed(part, **truth_arrays(plan)); os.replace(part, truth)
+    np.savez_compressed(stored, **truth_arrays(plan))
+    write_atomic(truth, stored.getvalue())
 
-# %% ../nbs/02_ministreet.ipynb #c056
-def indices(size: str) -> list:
-    "(split of the plan, index, list of the benchmark) of every video of this size; validation videos are training videos."
+
+def load_truth(folder: str | Path, id: str) -> GroundTruth:
+    "The stored truth of one video: frame mask, boxes, pixel masks."
+    with np.load(files_of(folder, id)[1], allow_pickle=False) as stored:
+        (start, stop, n), packed = stored["interval"].tolist(), stored["masks"]
+    masks = np.unpackbits(packed, axis=1).reshape(-1, HEIGHT, WIDTH).astype(bool)
+    inside = (np.arange(n) >= start) & (np.arange(n) < stop)
+    boxes = {start + k: np.array([box], float) for k, mask in enumerate(masks)
+             if (box := box_around(mask)) is not None}
+
+    def pixels(frame: int) -> np.ndarray:
+        return masks[frame - start] if start <= frame < stop else np.zeros((HEIGHT, WIDTH), bool)
+
+    return GroundTruth(n_frames=n, size=(HEIGHT, WIDTH), mask=inside, boxes=boxes, pixel_masks=pixels)
+
+# %% ../nbs/02_ministreet.ipynb #c080
+def indices(size: Size) -> list[tuple[str, int, str]]:     # split of the plan, index, list of the benchmark
+    "Every video of this size; validation videos are training videos."
     n = SIZES[size]
-    return ([("train", i, "train") for i in range(n["train"])] + [("train", n["train"] + i, "validation") for i in range(n["validation"])]
-            + [("test", i, "test") for i in range(n["test"])])
+    return [*(("train", i, "train") for i in range(n["train"])),
+            *(("train", n["train"] + i, "validation") for i in range(n["validation"])),
+            *(("test", i, "test") for i in range(n["test"]))]
 
-def checksums() -> dict:
+
+def checksums() -> dict[str, str]:
     "The published sha256 of each size's truth."
-    return json.loads((Path(__file__).parent / "assets" / "ministreet.json").read_text())
+    return json.loads(asset("ministreet.json").read_text())
 
-def truth_sha256(digests: dict) -> str:
+
+def truth_sha256(digests: dict[str, str]) -> str:
     "One checksum for a whole size: {id: digest} in order of id."
     return hashlib.sha256("".join(f"{k} {digests[k]}\n" for k in sorted(digests)).encode()).hexdigest()
 
-# %% ../nbs/02_ministreet.ipynb #c057
-def render_all(folder: Path, size: str, progress: bool = True):
-    "Renders every missing video with all cores. Raises DatasetError where no process can be started."
-    for name in ("videos", "truth"): (folder / name).mkdir(parents=True, exist_ok=True)
-    missing = [(str(folder), split, i, size) for split, i, _ in indices(size) if not all(p.is_file() for p in files_of(folder, make_id(split, i)))]
-    if not missing: return
-    try:
-        with ProcessPoolExecutor(max(1, min(8, os.cpu_count() or 1)), mp_context=get_context("spawn")) as pool:
-            for _ in tqdm(pool.map(render, *zip(*missing)), f"MiniStreet {size}", len(missing), disable=not progress): pass
-    except BrokenProcessPool as error:
-        raise DatasetError("MiniStreet: a rendering process died at once; in a script, call ministreet() below `if __name__ == '__main__':`, or render in a notebook first") from error
 
-def digests(folder: Path, size: str) -> dict:
-    "{id: digest} of every video's truth as it is stored."
+def digests(folder: Path, size: Size) -> dict[str, str]:
+    "{id: digest} of every video's truth as it is stored. Raises DatasetError where one cannot be read."
     found = {}
     for id in (make_id(split, i) for split, i, _ in indices(size)):
         truth = files_of(folder, id)[1]
         try:
             with np.load(truth, allow_pickle=False) as stored: found[id] = digest(stored)
-        except Exception as error: raise DatasetError(f"{truth}: cut short or not a truth file ({type(error).__name__}); delete it and it is rendered again") from error
+        except Exception as error:
+            raise DatasetError(f"{truth}: cut short or not a truth file ({type(error).__name__}); "
+                               "delete it and it is rendered again") from error
     return found
 
-# %% ../nbs/02_ministreet.ipynb #c058
-def load_truth(folder: Path, id: str) -> GroundTruth:
-    "The stored truth of one video: frame mask, boxes, pixel masks."
-    with np.load(folder / "truth" / f"{id}.npz", allow_pickle=False) as stored:
-        (start, stop, n), packed = stored["interval"], stored["masks"]
-    masks = np.unpackbits(packed, axis=1).reshape(-1, HEIGHT, WIDTH).astype(bool)
-    inside = np.zeros(n, bool); inside[start:stop] = True
-    boxes = {int(start) + k: np.array([b], float) for k, m in enumerate(masks) if (b := hull(m)) is not None}
-    def pixels(frame: int): return masks[frame - start] if start <= frame < stop else np.zeros((HEIGHT, WIDTH), bool)
-    return GroundTruth(n_frames=int(n), size=(HEIGHT, WIDTH), mask=inside, boxes=boxes, pixel_masks=pixels)
+# %% ../nbs/02_ministreet.ipynb #c082
+def render_all(folder: Path, size: Size, progress: bool = True) -> None:
+    "Renders every missing video with all cores. Raises DatasetError where no process can be started."
+    for name in ("videos", "truth"): (folder/name).mkdir(parents=True, exist_ok=True)
+    missing = [(folder, split, i, size) for split, i, _ in indices(size)
+               if not all(path.is_file() for path in files_of(folder, make_id(split, i)))]
+    if not missing: return
+    try:
+        with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+            done = pool.map(render, *zip(*missing))
+            for _ in Bar(done, f"MiniStreet {size}", len(missing), disable=not progress): pass
+    except BrokenProcessPool as error:
+        raise DatasetError(
+            "MiniStreet: a rendering process died at once; in a script, call ministreet() below "
+            "`if __name__ == '__main__':`, or render in a notebook first") from error
 
-def ministreet(root=None, size: str = "small", progress: bool = True) -> Benchmark:
-    "The bundled benchmark, rendered into `root` (default: the cache) when needed. Raises DatasetError for an unknown size or a foreign truth."
-    if size not in SIZES: raise DatasetError(f"MiniStreet: unknown size {size!r}; choose one of {', '.join(SIZES)}")
-    folder = Path(root or cache_dir() / "ministreet") / f"v{VERSION}" / size
+
+def ministreet(
+    root: str | Path | None = None,     # where it is rendered; default: the cache
+    size: Size = "small",
+    progress: bool = True,
+) -> Benchmark:
+    "The bundled benchmark, rendered when needed. Raises DatasetError: unknown size, foreign truth."
+    if size not in SIZES:
+        raise DatasetError(f"MiniStreet: unknown size {size!r}; choose one of {', '.join(SIZES)}")
+    folder, published = Path(root or cache_dir("ministreet"))/f"v{VERSION}"/size, checksums()[size]
     render_all(folder, size, progress)
-    sha, published = truth_sha256(digests(folder, size)), checksums()[size]
+    sha = truth_sha256(digests(folder, size))
     if sha != published:
-        raise DatasetError(f"MiniStreet {size}: the truth in {folder} has checksum {sha[:12]}, the published one is {published[:12]}; delete that folder and try again")
-    ids = {(split, i): make_id(split, i) for split, i, _ in indices(size)}
-    lists = {name: tuple(VideoItem(ids[s, i], files_of(folder, ids[s, i])[0], (ids[s, i].split("_")[0],)) for s, i, l in indices(size) if l == name)
-             for name in ("train", "validation", "test")}
-    return Benchmark(name=f"ministreet-{size}", classes={NORMAL: "normal", **ANOMALIES}, stride=HYPER["ministreet"]["stride"], frame_labels=True,
-                     ground_truth=lambda id: load_truth(folder, id), sha256=sha, settings=dict(HYPER["ministreet"]), **lists)
+        raise DatasetError(f"MiniStreet {size}: the truth in {folder} has checksum {sha[:12]}, "
+                           f"the published one is {published[:12]}; delete that folder and try again")
+    lists = {"train": (), "validation": (), "test": ()}
+    for split, i, name in indices(size):
+        id = make_id(split, i)
+        lists[name] += (VideoItem(id, files_of(folder, id)[0], (id.split("_")[0],)),)
+    return Benchmark(
+        name=f"ministreet-{size}", classes={NORMAL: "normal", **ANOMALIES}, frame_labels=True,
+        ground_truth=lambda id: load_truth(folder, id), sha256=sha, stride=HYPER["ministreet"]["stride"],
+        settings=dict(HYPER["ministreet"]), **lists)

@@ -7,152 +7,218 @@ __all__ = ['NORMAL_QUERIES', 'ACTOR_QUERIES', 'PHRASES', 'TEMPLATE', 'PromptErro
            'load_phrases', 'anomaly_queries', 'ask', 'read_list', 'write_phrases', 'regenerate_phrases']
 
 # %% ../nbs/11_prompts.ipynb #c003
-import http.client, json, os, re, tempfile, urllib.error, urllib.request
+import http.client
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
+
+from .files import asset, write_atomic
 
 # %% ../nbs/11_prompts.ipynb #c006
 class PromptError(ValueError):
     "Texts or phrases that cannot be used as given."
 
+
 class LabelPrompts(nn.Module):
     "Learnable context e_1..e_l before each label's text, through a frozen text tower."
+
     def __init__(
         self,
-        texts,        # the labels' texts, the normal one first: 1+C of them
-        width,        # W, the text tower's token width (clip.token_width)
-        length=8,     # l, learnable tokens
-    ):
+        texts: Sequence[str],     # the labels' texts, the normal one first: 1+C of them
+        width: int,               # W, the text tower's token width (clip.token_width)
+        length: int = 8,          # l, learnable tokens
+    ) -> None:
         super().__init__()
-        if isinstance(texts, str) or not all(isinstance(t, str) and t.strip() for t in texts) or len(texts) < 2:
-            raise PromptError(f"texts: expected at least two non-empty texts, the normal one first, found {texts!r}")
+        ok = not isinstance(texts, str) and all(isinstance(text, str) and text.strip() for text in texts)
+        if not ok or len(texts) < 2:
+            raise PromptError("texts: expected at least two non-empty texts, the normal one first, "
+                              f"found {texts!r}")
         if length < 1: raise PromptError(f"length={length!r}: expected at least 1 learnable token")
         self.texts = tuple(texts)
         self.context = nn.Parameter(torch.randn(length, width) * .02)         # e [l, W]
 
-    def forward(self, clip):      # -> float [1+C, D]
+    def forward(
+        self,
+        clip: Any,     # a FrozenCLIP, or anything with its token_width and prompts
+    ) -> torch.Tensor:     # float [1+C, D]
         "Prompt of eq. 5; differentiable in the context alone."
         if clip.token_width != self.context.shape[1]:
-            raise PromptError(f"clip: its tokens are {clip.token_width} wide, this context {self.context.shape[1]}; use the CLIP it was made for")
+            raise PromptError(f"clip: its tokens are {clip.token_width} wide, this context "
+                              f"{self.context.shape[1]}; use the CLIP it was made for")
         return clip.prompts(self.context, list(self.texts))
 
 # %% ../nbs/11_prompts.ipynb #c010
-NORMAL_QUERIES = (      # section 3.3, verbatim
-    "a picture of sky", "a picture of ground", "a picture of road", "a picture of grass", "a picture of building", "a picture of wall", "a picture of tree",
-    "a picture of floor tile", "a picture of desk", "a picture of cabinet", "a picture of chair", "a picture of door", "a picture of blank")
-ACTOR_QUERIES = (       # ordinary actors; not in the paper
-    "a picture of a person walking", "a picture of people walking", "a picture of a person standing", "a picture of people standing", "a picture of a person running",
-    "a picture of a person sitting", "a picture of two people talking", "a picture of two people hugging", "a picture of a person bending down", "a picture of a person pointing",
-    "a picture of a car", "a picture of a parked car", "a picture of parked cars", "a picture of a car driving", "a picture of a bicycle", "a picture of a bag",
-    "a picture of an orange awning", "a picture of white steam", "a picture of a street lamp", "a picture of a sign", "a picture of a window")
+NORMAL_QUERIES = (     # section 3.3, verbatim
+    "a picture of sky", "a picture of ground", "a picture of road", "a picture of grass",
+    "a picture of building", "a picture of wall", "a picture of tree", "a picture of floor tile",
+    "a picture of desk", "a picture of cabinet", "a picture of chair", "a picture of door",
+    "a picture of blank",
+)
+ACTOR_QUERIES = (     # ordinary actors; not in the paper
+    "a picture of a person walking", "a picture of people walking", "a picture of a person standing",
+    "a picture of people standing", "a picture of a person running", "a picture of a person sitting",
+    "a picture of two people talking", "a picture of two people hugging",
+    "a picture of a person bending down", "a picture of a person pointing", "a picture of a car",
+    "a picture of a parked car", "a picture of parked cars", "a picture of a car driving",
+    "a picture of a bicycle", "a picture of a bag", "a picture of an orange awning",
+    "a picture of white steam", "a picture of a street lamp", "a picture of a sign",
+    "a picture of a window",
+)
 
 # %% ../nbs/11_prompts.ipynb #c013
-PHRASES = Path(__file__).parent / "assets" / "phrases.json" if "__file__" in globals() else None       # None: in the notebook itself
-TEMPLATE = "Provide phrases similar to [abnormal category]"                                             # the paper's
+PHRASES = asset("phrases.json")
+TEMPLATE = "Provide phrases similar to [abnormal category]"     # the paper's
 
-def plain_name(name):
+
+def plain_name(name: str) -> str:
     "RoadAccidents, road_accidents and 'road accidents' are one name."
     return re.sub(r"[^a-z0-9]+", "", name.casefold())
 
-def check_phrases(doc, where="phrases"):
-    "{'phrases': {class: [phrase, ...]}, 'aliases': {name: class}} with something to say for each class. Raises PromptError."
+
+def check_phrases(
+    doc: Any,                       # {'phrases': {class: [phrase, ...]}, 'aliases': {name: class}}
+    where: str = "phrases",         # the file, for people
+) -> dict:
+    "The document, when it has something to say for each class. Raises PromptError."
     table = doc.get("phrases") if isinstance(doc, dict) else None
-    if not isinstance(table, dict) or not table: raise PromptError(f"{where}: expected {{'phrases': {{class: [phrase, ...]}}}}, found {str(doc)[:80]!r}")
+    if not isinstance(table, dict) or not table:
+        raise PromptError(f"{where}: expected {{'phrases': {{class: [phrase, ...]}}}}, "
+                          f"found {str(doc)[:80]!r}")
+    fits = lambda phrase: isinstance(phrase, str) and 3 <= len(phrase.strip()) <= 120
     for name, phrases in table.items():
-        if not isinstance(phrases, list) or not phrases or not all(isinstance(p, str) and 3 <= len(p.strip()) <= 120 for p in phrases):
-            raise PromptError(f"{where}: class {name!r}: expected a list of phrases of 3 to 120 characters, found {str(phrases)[:80]!r}; mend or remove it")
+        if not isinstance(phrases, list) or not phrases or not all(map(fits, phrases)):
+            raise PromptError(f"{where}: class {name!r}: expected a list of phrases of 3 to 120 characters, "
+                              f"found {str(phrases)[:80]!r}; mend or remove it")
     aliases = doc.get("aliases", {})
-    if not isinstance(aliases, dict): raise PromptError(f"{where}: aliases: expected {{name: class}}, found {str(aliases)[:80]!r}")
+    if not isinstance(aliases, dict):
+        raise PromptError(f"{where}: aliases: expected {{name: class}}, found {str(aliases)[:80]!r}")
     for name, target in aliases.items():
-        if target not in table: raise PromptError(f"{where}: alias {name!r} leads to {target!r}, which has no phrases")
+        if target not in table:
+            raise PromptError(f"{where}: alias {name!r} leads to {target!r}, which has no phrases")
     return doc
 
 # %% ../nbs/11_prompts.ipynb #c015
 @lru_cache(maxsize=8)
-def _load(path, changed):
+def _load(path: str, changed: int) -> dict[str, tuple[str, ...]]:
     "The file's content by plain name, read once while it does not change."
     try: doc = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as e: raise PromptError(f"{path}: is not JSON ({e}); restore it or make it again with regenerate_phrases") from None
+    except ValueError as error:
+        raise PromptError(f"{path}: is not JSON ({error}); restore it or make it again with "
+                          "regenerate_phrases") from None
     doc = check_phrases(doc, Path(path).name)
     table = {plain_name(name): tuple(phrases) for name, phrases in doc["phrases"].items()}
-    return table | {plain_name(name): table[plain_name(target)] for name, target in doc.get("aliases", {}).items()}
+    aliases = doc.get("aliases", {}).items()
+    return table | {plain_name(name): table[plain_name(target)] for name, target in aliases}
 
-def load_phrases(path=None):      # -> {plain name: (phrase, ...)}
-    "All phrases of a file, default the package's own."
+
+def load_phrases(
+    path: str | Path | None = None,     # None = the package's own
+) -> dict[str, tuple[str, ...]]:     # {plain name: (phrase, ...)}
+    "All phrases of a file. Raises PromptError."
     path = Path(path or PHRASES)
-    if not path.is_file(): raise PromptError(f"{path}: there is no such phrase file; leave it out for the package's own")
+    if not path.is_file():
+        raise PromptError(f"{path}: there is no such phrase file; leave it out for the package's own")
     return _load(str(path), path.stat().st_mtime_ns)
 
+
 def anomaly_queries(
-    classes,         # a label, labels, or {label: text}; a class called Normal is left out
-    path=None,       # another phrase file
-):                   # -> [sentence]
-    "The class's own text, then the phrases similar to it; a class without phrases has its text alone."
+    classes: str | Sequence[str] | Mapping[str, str],     # a label, labels, or {label: text}; without Normal
+    path: str | Path | None = None,                       # another phrase file
+) -> list[str]:
+    "The class's own text, then the phrases similar to it; a class without phrases has its text alone. "
+    "Raises PromptError."
     classes = [classes] if isinstance(classes, str) else classes
-    if not all(isinstance(c, str) for c in classes): raise PromptError(f"classes: expected texts, found {list(classes)!r}")
-    pairs = dict(classes).items() if hasattr(classes, "keys") else [(c, re.sub(r"_", " ", c)) for c in classes]
+    if not all(isinstance(label, str) for label in classes):
+        raise PromptError(f"classes: expected texts, found {list(classes)!r}")
+    pairs = dict(classes) if isinstance(classes, Mapping) else {c: c.replace("_", " ") for c in classes}
     table, found = load_phrases(path), []
-    for label, text in pairs:
-        first, second = map(plain_name, (text, label) if plain_name(label) == "abnormal" else (label, text))     # any text says more than "Abnormal"
+    for label, text in pairs.items():
+        names = (text, label) if plain_name(label) == "abnormal" else (label, text)     # any text says more
+        first, second = map(plain_name, names)
         if plain_name(label) != "normal": found += [text, *table.get(first, table.get(second, ()))]
     if not found: raise PromptError(f"classes: expected at least one anomaly class, found {list(classes)!r}")
     return list(dict.fromkeys(found))
 
 # %% ../nbs/11_prompts.ipynb #c020
 def ask(
-    question,
-    base_url="http://localhost:11434/v1",      # any OpenAI-compatible server
-    model="llama3",
-    key_variable="OPENAI_API_KEY",              # the environment variable that holds the key, if the server wants one
-    timeout=60,                                 # seconds
-):                                              # -> str, the answer
-    "One question to a chat-completions server. Raises PromptError."
+    question: str,
+    base_url: str = "http://localhost:11434/v1",     # any OpenAI-compatible server
+    model: str = "llama3",
+    key_variable: str = "OPENAI_API_KEY",            # environment variable with the key, if it needs one
+    timeout: float = 60,                             # seconds
+) -> str:
+    "The answer of a chat-completions server to one question. Raises PromptError."
     body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
-    headers = {"Content-Type": "application/json"}
-    if os.environ.get(key_variable): headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
-    if not re.match(r"https?://", str(base_url)): raise PromptError(f"base_url: expected http://... or https://..., found {base_url!r}; it usually ends in /v1")
-    request = urllib.request.Request(f"{base_url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+    headers, key = {"Content-Type": "application/json"}, os.environ.get(key_variable)
+    if key: headers["Authorization"] = f"Bearer {key}"
+    if not re.match(r"https?://", str(base_url)):
+        raise PromptError(f"base_url: expected http://... or https://..., found {base_url!r}; "
+                          "it usually ends in /v1")
+    url = f"{base_url.rstrip('/')}/chat/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as reply: answer = json.load(reply)["choices"][0]["message"]["content"]
-    except urllib.error.HTTPError as e: raise PromptError(f"{base_url}: answered {e.code} {e.reason}; check model={model!r} and ${key_variable}") from None
-    except (OSError, http.client.HTTPException) as e: raise PromptError(f"{base_url}: no answer ({e}); check base_url and that the server runs") from None
-    except (ValueError, LookupError, TypeError): raise PromptError(f"{base_url}: its answer is no chat completion; base_url usually ends in /v1") from None
-    if not isinstance(answer, str): raise PromptError(f"{base_url}: answered without text; try another model than {model!r}")
-    return answer
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            answer = json.load(reply)["choices"][0]["message"]["content"]
+    except urllib.error.HTTPError as error:
+        fault = f"answered {error.code} {error.reason}; check model={model!r} and ${key_variable}"
+    except (OSError, http.client.HTTPException) as error:
+        fault = f"no answer ({error}); check base_url and that the server runs"
+    except (ValueError, LookupError, TypeError):
+        fault = "its answer is no chat completion; base_url usually ends in /v1"
+    else:
+        if isinstance(answer, str): return answer
+        fault = f"answered without text; try another model than {model!r}"
+    raise PromptError(f"{base_url}: {fault}")
 
-def read_list(answer, n):      # -> [phrase], at most n
+
+def read_list(
+    answer: str,
+    n: int,
+) -> list[str]:     # at most n
     "Phrases out of a model's list: one a line, without numbers, bullets, stars and quotes."
-    lines = [re.sub(r"^\s*(?:[-*•]|\d+[.):])\s*", "", line).strip().strip("\"'“”.,;*").strip() for line in answer.splitlines() if not line.rstrip().endswith(":")]
-    return list(dict.fromkeys(line.lower() for line in lines if 3 <= len(line) <= 120))[:n]
+    lines = [re.sub(r"^\s*(?:[-*•]|\d+[.):])\s*", "", line) for line in answer.splitlines()
+             if not line.rstrip().endswith(":")]
+    bare = [line.strip().strip("\"'“”.,;*").strip().lower() for line in lines]
+    return list(dict.fromkeys(line for line in bare if 3 <= len(line) <= 120))[:n]
 
 # %% ../nbs/11_prompts.ipynb #c022
-def write_phrases(path, doc):
-    "Replace a phrase file in one step, after a check; a crash leaves the old one."
-    path, text = Path(path), json.dumps(check_phrases(doc, Path(path).name), indent=1, ensure_ascii=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file: file.write(text)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    finally: Path(part).unlink(missing_ok=True)
-    return path
+def write_phrases(
+    path: str | Path,
+    doc: dict,            # as check_phrases wants it
+) -> Path:
+    "Replace a phrase file in one step, after a check; a crash leaves the old one. Raises PromptError."
+    text = json.dumps(check_phrases(doc, Path(path).name), indent=1, ensure_ascii=False)
+    return write_atomic(path, text + "\n")
+
 
 def regenerate_phrases(
-    classes,             # {label: text} of a benchmark, or labels
-    path,                # the phrase file to write; use it with anomaly_queries(..., path)
-    n=8,                 # phrases a class
-    **server,            # base_url, model, key_variable, timeout of `ask`
-):                       # -> Path
-    "Ask for phrases with the paper's template, class by class; nothing is written unless all answers are lists."
-    pairs = dict(classes).items() if hasattr(classes, "keys") else [(c, c) for c in classes]
+    classes: Mapping[str, str] | Sequence[str],     # {label: text} of a benchmark, or labels
+    path: str | Path,                               # the file to write, then the path of anomaly_queries
+    n: int = 8,                                     # phrases a class
+    **server: Any,                                  # base_url, model, key_variable, timeout of `ask`
+) -> Path:
+    "Ask for phrases with the paper's template, class by class; nothing is written unless all answers are "
+    "lists. Raises PromptError."
+    pairs = dict(classes) if isinstance(classes, Mapping) else {label: label for label in classes}
     found = {}
-    for label, text in pairs:
+    for label, text in pairs.items():
         if plain_name(label) == "normal": continue
-        question = TEMPLATE.replace("[abnormal category]", f'"{text}"') + f", as seen by a surveillance camera. Answer with {n} phrases of at most eight words, one a line, nothing else."
+        question = TEMPLATE.replace("[abnormal category]", f'"{text}"') + (
+            f", as seen by a surveillance camera. Answer with {n} phrases of at most eight words, "
+            "one a line, nothing else.")
         found[label] = read_list(ask(question, **server), n)
-        if len(found[label]) < min(3, n): raise PromptError(f"class {label!r}: expected {n} phrases, found {found[label]}; ask another model, nothing was written")
+        if len(found[label]) < min(3, n):
+            raise PromptError(f"class {label!r}: expected {n} phrases, found {found[label]}; "
+                              "ask another model, nothing was written")
     if not found: raise PromptError(f"classes: expected at least one anomaly class, found {list(classes)!r}")
-    return write_phrases(path, {"about": f"asked of {server.get('model', 'llama3')}, not reviewed", "template": TEMPLATE, "phrases": found})
+    about = f"asked of {server.get('model', 'llama3')}, not reviewed"
+    return write_phrases(path, {"about": about, "template": TEMPLATE, "phrases": found})

@@ -1,18 +1,22 @@
 """Common ground of all tests: one cache for the session, no display, and skips that are counted.
 
-A skip is a hole in the test. Each has to say why, in words this list knows, and no more often than here; anything else fails the session.
+A skip is a hole in the test. Each has to say why, in words this list knows, and no more often than here;
+anything else fails the session.
 """
-import os, re, tempfile
+import os
+import re
+import tempfile
+
 import matplotlib
 import pytest
 
-matplotlib.use("agg")                                                              # here only: $MPLBACKEND would keep pictures out of the jobs' notebooks
-if "STPROMPT_CACHE" not in os.environ:                                             # `make test` sets one that lasts
+matplotlib.use("agg")  # here only: $MPLBACKEND would keep pictures out of the jobs' notebooks
+if "STPROMPT_CACHE" not in os.environ:  # `make test` sets one that lasts
     _cache = tempfile.TemporaryDirectory(prefix="stprompt-test-cache-")
     os.environ["STPROMPT_CACHE"] = _cache.name
 
-ALLOWED_SKIPS = {                                                                  # words in the reason: how often at most
-    r"\.\./shared": 40,                                                            # research data that is not part of the project
+ALLOWED_SKIPS = {  # words in the reason: how often at most
+    r"\.\./shared": 40,  # research data that is not part of the project
     r"\b(GPU|CUDA|accelerator)\b": 10,
     r"Chromium|browser": 2,
 }
@@ -33,7 +37,9 @@ def pytest_runtest_logreport(report):
         _reasons.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
 
 def pytest_collectreport(report):
-    if report.skipped: _reasons.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+    if report.skipped:
+        _reasons.append(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session, exitstatus):
@@ -41,4 +47,5 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_terminal_summary(terminalreporter):
     if _reasons: terminalreporter.write_line(f"{len(_reasons)} skipped: {'; '.join(sorted(set(_reasons)))}")
-    for reason in sorted(set(overdrawn(_reasons))): terminalreporter.write_line(f"SKIP NOT ALLOWED (tests/conftest.py): {reason}", red=True)
+    for reason in sorted(set(overdrawn(_reasons))):
+        terminalreporter.write_line(f"SKIP NOT ALLOWED (tests/conftest.py): {reason}", red=True)

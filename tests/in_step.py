@@ -1,9 +1,16 @@
-"""Are the exported modules and the notebooks in step, and the notebooks clean?   python tests/in_step.py [--execute]
+"""Are the exported modules and the notebooks in step, and the notebooks clean?
 
-Everything is exported and cleaned again in a temporary copy and compared, so a check changes nothing. With --execute, the component notebooks
-are run in place, so that they show their pictures, and cleaned.
+    python tests/in_step.py [--execute]
+
+Everything is exported and cleaned again in a temporary copy and compared, so a check changes nothing.
+With --execute, the component notebooks are run in place, so that they show their pictures, and cleaned.
 """
-import json, os, shutil, subprocess, sys, tempfile
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,12 +23,14 @@ def cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 def source(cell): return "".join(cell["source"])
 
-def is_component(path): return any(source(c).startswith("#| default_exp") for c in cells(path) if c["cell_type"] == "code")
+def is_component(path):
+    return any(source(c).startswith("#| default_exp") for c in cells(path) if c["cell_type"] == "code")
+
 
 def tool(name, *args, cwd):
     "Run one of nbdev's commands in a folder; its output only when it fails."
     env = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    env.pop("MPLBACKEND", None)                                                    # it would keep the pictures out of the notebooks
+    env.pop("MPLBACKEND", None)  # it would keep the pictures out of the notebooks
     done = subprocess.run([str(BIN/name), *map(str, args)], cwd=cwd, capture_output=True, text=True, env=env)
     if done.returncode: sys.exit(f"{name} failed:\n{done.stdout}{done.stderr}")
 
@@ -37,11 +46,12 @@ def differences(times=1):
     with tempfile.TemporaryDirectory() as temporary:
         copy = copied(Path(temporary))
         for module in (copy/"stprompt").glob("*.py"):
-            if module.name != "__init__.py": module.unlink()                      # a module without notebook shows, too
+            if module.name != "__init__.py": module.unlink()     # a module without notebook shows, too
         for _ in range(times):
             tool("nbdev_export", cwd=copy)
             tool("nbdev_clean", cwd=copy)
-        made = {p.relative_to(copy): p for pattern in ("stprompt/*.py", "nbs/**/*.ipynb") for p in copy.glob(pattern) if p.name != "_modidx.py"}
+        made = {p.relative_to(copy): p for p in [*copy.glob("stprompt/*.py"), *copy.glob("nbs/**/*.ipynb")]
+                if p.name != "_modidx.py"}
         here = {p.relative_to(ROOT): p for p in [*(ROOT/"stprompt").glob("*.py"), *notebooks()]
                 if p.name != "_modidx.py" and ".ipynb_checkpoints" not in p.parts}
         return sorted(str(n) for n in made.keys() | here.keys()
@@ -51,11 +61,15 @@ def execute():
     "Run the component notebooks in place and clean them."
     for path in filter(is_component, notebooks()):
         print(path.name, flush=True)
-        tool("jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--ExecutePreprocessor.timeout=1200", path, cwd=ROOT)
+        tool("jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace",
+             "--ExecutePreprocessor.timeout=1200", path, cwd=ROOT)
         tool("nbdev_clean", "--fname", path, cwd=ROOT)
 
 if __name__ == "__main__":
     if "--execute" in sys.argv: execute()
     wrong = differences()
-    if wrong: sys.exit("not in step: " + ", ".join(wrong) + "\nrun `make export` (modules) and `.venv/bin/nbdev_clean` (notebooks), then look at `git diff`")
+    if wrong:
+        sys.exit(f"not in step: {', '.join(wrong)}\n"
+                 "run `make export` (modules) and `.venv/bin/nbdev_clean` (notebooks), "
+                 "then look at `git diff`")
     print(f"{len(notebooks())} notebooks and their modules are in step")

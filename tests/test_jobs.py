@@ -1,6 +1,7 @@
-"The jobs through papermill, in a smoke size: they run, repeat, refuse, and work on a folder of clips."
+"The jobs through papermill and from the command line, in a smoke size: they run, repeat, refuse."
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +10,28 @@ import numpy as np
 import papermill
 import pytest
 
-from stprompt.jobs import JobError, SeedJob, TrainJob
+from stprompt.experiments import DetectJob, ExtractJob, JobError, TrainJob
 from stprompt.model import STPrompt
+from stprompt.motion import AGGREGATES
+from stprompt.sweeps import SeedJob
 from stprompt.video import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIPS = ROOT.parent / "shared" / "data" / "surv_fight"
+CLIPS = ROOT.parent/"shared"/"data"/"surv_fight"
 
 
 def run(name, out, cwd=None, **parameters):
-    "Executes a job notebook from any folder; the folder of its results."
-    papermill.execute_notebook(str(ROOT / "nbs" / f"{name}.ipynb"), str(out / "executed.ipynb"), {**parameters, "out": str(out)}, progress_bar=False, cwd=str(cwd or out))
-    return json.loads((out / "metrics.json").read_text())
+    "Executes a job notebook from any folder; the record of its results."
+    papermill.execute_notebook(str(ROOT/"nbs"/f"{name}.ipynb"), str(out/"executed.ipynb"),
+                               {**parameters, "out": str(out)}, progress_bar=False, cwd=str(cwd or out))
+    return json.loads((out/"metrics.json").read_text())
+
+
+def command(*words, **settings):
+    "Runs `python -m stprompt` with these words."
+    return subprocess.run([sys.executable, "-m", "stprompt", *map(str, words)], capture_output=True,
+                          text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -29,74 +40,194 @@ def smoke(tmp_path_factory):
     return out, run("train", out, epochs=2, device="cpu")
 
 
+# ---- train ---------------------------------------------------------------------------------------
 def test_the_main_job_writes_everything(smoke):
     out, record = smoke
-    for name in ("table.md", "losses.png", "curves.png", "metrics.png", "localization.png", "model/model.safetensors", "model/config.json", "model/README.md"):
-        assert (out / name).stat().st_size > 100, name
-    assert "2408.05905" in (out / "model" / "README.md").read_text()
-    assert {"frame_auc", "ano_auc", "frame_ap", "tiou", "tiou_oracle", "mean_iou", "patch_auc", "patch_ap"} <= set(record["metrics"])
-    assert record["parameters"]["epochs"] == 2 and record["code"]["commit"] and record["machine"]["cpu"] and record["versions"]["torch"] and record["seconds"] > 0
+    for name in ("table.md", "losses.png", "curves.png", "metrics.png", "localization.png", "split.json",
+                 "model/model.safetensors", "model/config.json", "model/detector.json", "model/README.md"):
+        assert (out/name).stat().st_size > 100, name
+    assert "2408.05905" in (out/"model"/"README.md").read_text()
+    assert {"frame_auc", "ano_auc", "frame_ap", "tiou", "tiou_oracle", "mean_iou", "patch_auc",
+            "patch_ap"} <= set(record["metrics"])
+    assert record["parameters"]["epochs"] == 2 and record["code"]["commit"] and record["machine"]["cpu"]
+    assert record["versions"]["torch"] and record["seconds"] > 0
     assert all(0 <= m["ci95"][0] <= m["mean"] <= m["ci95"][1] <= 100 for m in record["metrics"].values())
     assert record["clip"]["name"] and record["benchmark"]["sha256"] and "frame_auc" in record["more"]["last_epoch"]
+
+
+def test_an_executed_notebook_is_tidy_as_it_is(smoke):
+    "No red lines; a bar leaves one line; nothing of this machine; the report is a small table."
+    book = json.loads((smoke[0]/"executed.ipynb").read_text())
+    outputs = [o for c in book["cells"] for o in c.get("outputs", ())]
+    assert [o for o in outputs if o.get("name") == "stderr"] == []
+    shown = ["".join(o.get("data", {}).get("text/plain", o.get("text", ""))) for o in outputs]
+    assert sum("epochs" in text and "%|" in text for text in shown) == 1
+    assert max(text.count("\n") for text in shown) < 40
+    tables = [text for text in shown if "best trivial" in text]
+    assert tables and all(text.count("\n") < 15 for text in tables)
 
 
 def test_two_runs_are_identical(smoke, tmp_path):
     _, first = smoke
     again = run("train", tmp_path, cwd=tmp_path, epochs=2, device="cpu")
-    assert again["metrics"] == first["metrics"] and again["more"]["last_epoch"] == first["more"]["last_epoch"]
+    assert again["metrics"] == first["metrics"]
+    assert again["more"]["last_epoch"] == first["more"]["last_epoch"]
 
 
 def test_the_checkpoint_loads(smoke):
-    model = STPrompt.from_pretrained(smoke[0] / "model")
+    model = STPrompt.from_pretrained(smoke[0]/"model")
     assert sum(p.numel() for p in model.parameters()) > 1000 and not model.training
 
 
 def test_a_typo_stops_the_run(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="epcohs"): run("train", tmp_path, epcohs=7)
-    assert not (tmp_path / "metrics.json").exists()
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean epochs") as caught:
+        run("train", tmp_path, epcohs=7)
+    assert len(caught.value.traceback) < 12          # frames, as a person sees them
+    assert not (tmp_path/"metrics.json").exists()
 
 
 @pytest.mark.parametrize("wrong, words", [
-    ({"dataset": "ucf"}, "dataset='ucf'.*ministreet"), ({"size": "huge"}, "size='huge'.*small"), ({"epochs": -1}, "epochs=-1"), ({"epochs": 1.5}, "epochs=1.5.*int"),
-    ({"dataset": "folder", "root": "no such folder"}, "root='no such folder'"), ({"backbone": "ViT-B-16"}, "weights"), ({"weights": "openai"}, "mini CLIP"), ({"device": "tpu"}, "device='tpu'"),
-    ({"spatial": "sa3"}, "spatial='sa3'.*sa2"), ({"adapter": "gcn"}, "adapter"), ({"branches": "c"}, "branches"), ({"fusion": 2.0}, "fusion=2"), ({"sigma": 0.0}, "sigma=0"), ({"seed": True}, "seed=True")])
+    ({"dataset": "ucf"}, "dataset='ucf'.*ministreet"), ({"size": "huge"}, "size='huge'.*small"),
+    ({"epochs": -1}, "epochs=-1"), ({"epochs": 1.5}, "epochs=1.5.*whole number"),
+    ({"dataset": "folder", "root": "no such folder"}, "root='no such folder'"),
+    ({"backbone": "ViT-B-16"}, "weights"), ({"weights": "openai"}, "mini CLIP"), ({"device": "tpu"},
+                                                                                  "device='tpu'"),
+    ({"spatial": "sa3"}, "spatial='sa3'.*sa2"), ({"adapter": "gcn"}, "adapter='gcn'.*distance"),
+    ({"branches": "c"}, "branches='c'.*both"), ({"fusion": 2.0}, "fusion=2"), ({"sigma": 0.0}, "sigma=0"),
+    ({"seed": True}, "seed=True"), ({"texts": "fight"}, "texts='fight'"),
+    ({"texts": "a: b"}, "only one's own data"), ({"epcohs": 1}, "did you mean epochs")])
 def test_every_wrong_parameter_is_named(wrong, words):
     with pytest.raises(JobError, match=words): TrainJob(**wrong)
 
 
-def test_seeds_are_checked():
-    assert SeedJob(seeds="3, 4").seeds == "3, 4"
-    with pytest.raises(JobError, match="seeds='a,b'"): SeedJob(seeds="a,b")
+@pytest.mark.parametrize("job, wrong, words", [
+    (ExtractJob, {"crops": 5}, "crops=5"), (ExtractJob, {"shard": "3/2"}, "shard='3/2'"),
+    (ExtractJob, {"k": 0}, "k=0"), (ExtractJob, {"dataset": "csv", "root": "nowhere.csv"},
+                                    "root='nowhere.csv'"),
+    (DetectJob, {"video": "none.mp4"}, "video='none.mp4'"), (DetectJob, {"threshold": 1.5}, "threshold=1.5"),
+    (SeedJob, {"seeds": "a,b"}, "seeds='a,b'"), (SeedJob, {"seeds": ""}, "seeds=''")])
+def test_the_other_jobs_name_it_too(job, wrong, words):
+    with pytest.raises(JobError, match=words): job(**wrong)
 
 
+# ---- the others ----------------------------------------------------------------------------------
 def test_the_seeds_job_runs_to_its_end(tmp_path):
     record = run("seeds", tmp_path, size="small", seeds="0,1", epochs=1, device="cpu")
-    assert record["seeds"] == [0, 1] and "std" in record["metrics"]["frame_auc"] and len(record["more"]["stages"]) == 8 and len(record["more"]["localizers"]) == 4
-    assert {"queries", "lambda", "best trivial"} <= set(record["more"]["choices"][0]) and (tmp_path / "table.md").read_text().count("\n## ") == 3
-    assert {p.name for p in (tmp_path / "model").iterdir()} == {"README.md", "config.json", "model.safetensors", "detector.json"} and (tmp_path / "localization.png").exists()
+    assert record["seeds"] == [0, 1] and "std" in record["metrics"]["frame_auc"]
+    assert len(record["more"]["stages"]) == 8 and len(record["more"]["localizers"]) == 4
+    assert {"queries", "lambda", "best trivial"} <= set(record["more"]["choices"][0])
+    assert (tmp_path/"table.md").read_text().count("\n## ") == 3 and (tmp_path/"localization.png").exists()
+    assert {p.name for p in (tmp_path/"model").iterdir()} == {"README.md", "config.json",
+                                                              "model.safetensors",
+                                                              "detector.json"}
 
 
 def make_clips(root, n=6):
-    rng = np.random.default_rng(0)
+    noise = np.random.default_rng(0)
     for label, shift in (("fight", 40), ("noFight", 0)):
-        (root / label).mkdir(parents=True)
-        for i in range(n): write_video(root / label / f"{label}{i}.mp4", (rng.integers(0, 120, (48, 64, 3), np.uint8) + np.uint8(shift) for _ in range(24)), 25)
+        for i in range(n):
+            images = (noise.integers(0, 120, (48, 64, 3), np.uint8) + np.uint8(shift) for _ in range(24))
+            write_video(root/label/f"{label}{i}.mp4", images, 25)
     return root
 
 
 def test_a_folder_of_clips(tmp_path):
-    root = make_clips(tmp_path / "clips")
+    root = make_clips(tmp_path/"clips")
     record = run("train", tmp_path, dataset="folder", root=str(root), epochs=2, device="cpu")
-    assert set(record["metrics"]) == {"video_auc", "video_ap"} and "frame_auc" in record["skipped"]
-    assert "needs frame-level" in record["skipped"]["frame_auc"] and (tmp_path / "curves.png").exists() and not (tmp_path / "localization.png").exists()
+    assert set(record["metrics"]) == {"video_auc", "video_ap"}
+    assert "needs frame-level" in record["skipped"]["frame_auc"]
+    assert (tmp_path/"curves.png").exists() and not (tmp_path/"localization.png").exists()
 
 
 def test_a_bad_clip_is_named_and_the_rest_is_kept(tmp_path):
-    root = make_clips(tmp_path / "clips")
-    (root / "fight" / "fight9.mp4").write_bytes(b"not a film")
-    with pytest.raises(papermill.PapermillExecutionError, match="fight9"): run("train", tmp_path, dataset="folder", root=str(root), epochs=1, device="cpu")
-    (root / "fight" / "fight9.mp4").unlink()
+    root = make_clips(tmp_path/"clips")
+    (root/"fight"/"fight9.mp4").write_bytes(b"not a film")
+    with pytest.raises(papermill.PapermillExecutionError, match="fight9"):
+        run("train", tmp_path, dataset="folder", root=str(root), epochs=1, device="cpu")
+    (root/"fight"/"fight9.mp4").unlink()
     assert run("train", tmp_path, dataset="folder", root=str(root), epochs=1, device="cpu")["metrics"]
+
+
+def test_a_reader_s_own_row_of_table_5_goes_through_a_whole_job(tmp_path):
+    "One function in one list: the options know it, the store makes it, the model is trained with it."
+    from stprompt.experiments import fit, prepare
+    root = make_clips(tmp_path/"clips")
+    job = TrainJob(dataset="folder", root=str(root), epochs=1, device="cpu")
+    assert len(prepare(job).summary.done) == 12 and prepare(job).summary.done == []
+    with pytest.raises(JobError, match="spatial='fastest'"): TrainJob(spatial="fastest")
+    AGGREGATES["fastest"] = lambda windows, motion, k: windows.flatten(1, 2)[
+        range(len(windows)), motion.flatten(1).argmax(1)]
+    try:
+        own = TrainJob(dataset="folder", root=str(root), epochs=1, device="cpu", spatial="fastest")
+        data = prepare(own)
+        assert len(data.summary.done) == 12 and "fastest" in data.features["fight/fight0"].aggregates
+        assert fit(own, data).model.options.spatial == "fastest"
+    finally: del AGGREGATES["fastest"]
+    assert prepare(job).summary.done == []           # a row more does no harm
+
+
+# ---- the command line ----------------------------------------------------------------------------
+def test_train_from_the_command_line_equals_the_notebook(smoke, tmp_path):
+    done = command("train", "--epochs", 2, "--device", "cpu", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path/"metrics.json").read_text())
+    assert record["metrics"] == smoke[1]["metrics"] and (tmp_path/"localization.png").exists()
+    assert "frame AUC" in done.stdout and "model/model.safetensors" in done.stdout
+
+
+def test_detect_from_the_command_line(smoke, tmp_path):
+    video = write_video(tmp_path/"a.mp4", np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3),
+                                                                            np.uint8), 25)
+    done = command("detect", video, "--checkpoint", smoke[0]/"model", "--device", "cpu", "--out",
+                   tmp_path/"found")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(p.name for p in (tmp_path/"found").iterdir()) == ["annotated.mp4", "detection.json",
+                                                                    "report.html"]
+
+
+def test_extract_from_the_command_line(tmp_path):
+    root, store = make_clips(tmp_path/"clips", 2), tmp_path/"store"
+    words = ("extract", "--dataset", "folder", "--root", root, "--store", store, "--device", "cpu")
+    assert command(*words).returncode == 0 and len(list(store.rglob("*.safetensors"))) == 4
+    (root/"fight"/"fight9.mp4").write_bytes(b"not a film")
+    done = command(*words)
+    assert done.returncode == 1 and "fight9" in done.stdout
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (("train", "--epcohs", "7"), "did you mean epochs"), (("train", "--size", "huge"),
+                                                          "choose one of small, full"),
+    (("train", "--epochs", "many"), "invalid int value"), (("detect", "none.mp4"), "there is no such file"),
+    (("extract", "--dataset", "folder", "--root", "nowhere"), "root='nowhere'"), (("dance",),
+                                                                                  "invalid choice"),
+    (("train", "--seed"), "expected one argument"), ((), "required")])
+def test_the_command_line_says_what_is_wrong(words, sentence, tmp_path):
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_explains_itself():
+    from stprompt.options import comments
+    done = command("train", "--help")
+    assert done.returncode == 0 and all(f"--{name}" in done.stdout for name in comments(TrainJob))
+    assert all(comments(job)[name] for job in (TrainJob, ExtractJob, DetectJob, SeedJob) for name
+               in comments(job))
+
+
+def test_the_parameters_of_a_notebook_are_those_of_its_job():
+    "Names and defaults of the parameters cell, against the class that checks them."
+    from rules import cells, source
+    for name, job in (("train", TrainJob), ("seeds", SeedJob), ("extract", ExtractJob),
+                      ("detect", DetectJob)):
+        cell = next(c for c in cells(ROOT/"nbs"/f"{name}.ipynb") if "parameters"
+                    in c["metadata"].get("tags", ()))
+        values = {}
+        exec(source(cell), {}, values)
+        changed = {key: value for key, value in values.items() if getattr(job(), key) != value}
+        assert changed == ({"size": "full"} if name == "seeds" else {})
+        assert set(vars(job())) - set(values) <= ({"seed"} if name in ("seeds", "extract")
+                                                  else set()) | {"texts"}
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="../shared/data/surv_fight is not here")
@@ -104,3 +235,10 @@ def test_real_clips_are_listed():
     from stprompt.datasets import folder_benchmark
     bench = folder_benchmark(CLIPS)
     assert len(bench.items()) == 200 and sum(i.is_abnormal for i in bench.items()) == 100
+
+
+def test_the_console_script_is_installed():
+    script = shutil.which("stprompt", path=str(Path(sys.executable).parent))
+    assert script, "pip install makes it"
+    assert subprocess.run([script, "--help"], capture_output=True,
+                          text=True).stdout.startswith("usage: stprompt")

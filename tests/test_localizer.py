@@ -1,15 +1,19 @@
-"""The localizer against planted answers, brute force and users' mistakes. CLIP is an oracle that knows colours only."""
+"""The localizer against known answers, brute force and users' mistakes. CLIP is an oracle of colours."""
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stprompt import localizer as L, metrics as M
+from stprompt import localizer as L
+from stprompt import metrics as M
+from stprompt.video import VideoError
 
 ORANGE, GREY = (240, 130, 20), (150, 150, 150)
 
@@ -19,15 +23,17 @@ class ColourCLIP:
 
     def __init__(self, grow=1.): self.calls, self.grow = [], grow
 
-    def text(self, sentences): return torch.tensor([ORANGE if "burn" in s else GREY for s in sentences], dtype=torch.float32)
+    def text(self, sentences):
+        return torch.tensor([ORANGE if "burn" in s else GREY for s in sentences], dtype=torch.float32)
 
     def windows(self, frames, size=32, stride=32, mode="token"):
         self.calls.append((len(frames), size, stride, mode))
-        small = np.stack([cv2.resize(f, (224, 224), interpolation=cv2.INTER_AREA) for f in frames]).astype(np.float32)
-        return self.grow * F.avg_pool2d(torch.from_numpy(small).permute(0, 3, 1, 2), size, stride).permute(0, 2, 3, 1)
+        small = np.stack([cv2.resize(f, (224, 224), interpolation=cv2.INTER_AREA) for f in frames])
+        colours = torch.from_numpy(small.astype(np.float32)).permute(0, 3, 1, 2)
+        return self.grow * F.avg_pool2d(colours, size, stride).permute(0, 2, 3, 1)
 
 
-PLANTED = L.Queries(("a street", "a wall"), ("something burning",))
+FIRE = L.Queries(("a street", "a wall"), ("something burning",))
 
 
 def scene(x, y, w, h, size=(120, 160)):
@@ -36,7 +42,8 @@ def scene(x, y, w, h, size=(120, 160)):
     return image
 
 
-def build(**options): return L.Localizer(ColourCLIP(), PLANTED, L.LocalizerOptions(**{"tau": .05, "threshold": .5, **options}))
+def build(**options):
+    return L.Localizer(ColourCLIP(), FIRE, L.LocalizerOptions(**{"tau": .05, "threshold": .5, **options}))
 
 
 def iou(a, b):
@@ -58,19 +65,25 @@ def test_eq11_is_the_paper_formula_and_ignores_lengths():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 300), st.sampled_from([(32, 32), (80, 48), (64, 16), (224, 224), (48, 80)]), st.sampled_from(L.CHOICES["spread"]))
+@given(
+    st.integers(1, 300),
+    st.sampled_from([(32, 32), (80, 48), (64, 16), (224, 224), (48, 80)]),
+    st.sampled_from(get_args(L.SpreadMode)),
+)
 def test_spreading_is_a_mean(pixels, scale, spread):
     window, stride = scale
     n = (224 - window) // stride + 1
     a = L.spread_matrix(pixels, n, window, stride, 224, spread)
     assert a.shape == (pixels, n) and (a >= 0).all() and np.allclose(a.sum(1), 1, atol=1e-5)
-    assert np.allclose(a, a[::-1, ::-1], atol=1e-5) or (224 - window) % stride or spread == "cover"        # left and right are alike
+    alike = np.allclose(a, a[::-1, ::-1], atol=1e-5)             # left and right
+    assert alike or (224 - window) % stride or spread == "cover"
 
 
 def test_resize_is_the_bilinear_resize_of_torch():
     grid = torch.rand(2, 4, 7, generator=torch.Generator().manual_seed(0))
     ours = L.spread_map(grid, (50, 70), 32, 32)
-    assert torch.allclose(ours, F.interpolate(grid[:, None], size=(50, 70), mode="bilinear")[:, 0], atol=1e-5)
+    theirs = F.interpolate(grid[:, None], size=(50, 70), mode="bilinear")[:, 0]
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +95,7 @@ def test_boxes_enclose_exactly_the_hot_pixels(seed, threshold):
     for x1, y1, x2, y2, score in boxes:
         x1, y1, x2, y2 = map(int, (x1, y1, x2, y2))
         inside = hot[y1:y2, x1:x2]
-        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()          # tight
+        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()  # tight
         assert score <= heat[y1:y2, x1:x2].max() + 1e-6
         covered[y1:y2, x1:x2] = True
     assert covered[hot].all() and boxes[0, 4] == pytest.approx(heat.max())
@@ -90,19 +103,20 @@ def test_boxes_enclose_exactly_the_hot_pixels(seed, threshold):
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (100, 70), (60, 40)])
-@pytest.mark.parametrize("spread", L.CHOICES["spread"])
-def test_a_planted_square_is_found_anywhere_in_the_frame(corner, spread):
+@pytest.mark.parametrize("spread", get_args(L.SpreadMode))
+def test_a_hot_square_is_found_anywhere_in_the_frame(corner, spread):
     x, y = corner
     localizer = build(spread=spread)
     heat = localizer.heat(scene(x, y, 60, 50)[None])[0]
     assert iou(localizer.boxes(heat)[0], np.array([x, y, x + 60, y + 50])) > .45
-    inside = np.zeros(heat.shape, bool); inside[y:y + 50, x:x + 60] = True
+    inside = np.zeros(heat.shape, bool)
+    inside[y:y + 50, x:x + 60] = True
     assert heat[inside].mean() > 2 * heat[~inside].mean()
 
 
 def test_raw_lengths_of_the_embeddings_do_not_matter():
     frames = scene(20, 20, 60, 50)[None]
-    small = L.Localizer(ColourCLIP(.01), PLANTED, L.LocalizerOptions(tau=.05)).heat(frames)
+    small = L.Localizer(ColourCLIP(.01), FIRE, L.LocalizerOptions(tau=.05)).heat(frames)
     assert np.allclose(small, build().heat(frames), atol=1e-5)
 
 
@@ -112,16 +126,18 @@ def test_chunks_are_bounded_and_change_nothing():
     assert np.allclose(whole.heat(frames), parts.heat(frames), atol=1e-6)
     assert max(n for n, *_ in parts.clip.calls) == 3
     assert {(s, d, m) for _, s, d, m in parts.clip.calls} == {(32, 32, "token"), (80, 48, "token")}
-    crop = build(mode="crop"); crop.heat(frames)
+    crop = build(mode="crop")
+    crop.heat(frames)
     assert {m for *_, m in crop.clip.calls} == {"crop"}
 
 
 def test_motion_in_chunks_equals_motion_at_once():
     frames = np.random.default_rng(0).integers(0, 255, (9, 30, 40, 3), np.uint8)
-    assert np.allclose(build(method="motion", chunk=2).heat(frames), build(method="motion", chunk=50).heat(frames), atol=1e-4)
+    parts, whole = (build(method="motion", chunk=chunk).heat(frames) for chunk in (2, 50))
+    assert np.allclose(parts, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", L.CHOICES["method"])
+@pytest.mark.parametrize("method", get_args(L.HeatMethod))
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_few_frames_and_odd_sizes(method, n):
     frames = np.random.default_rng(0).integers(0, 255, (n, 37, 53, 3), np.uint8)
@@ -140,17 +156,22 @@ def test_fusion_is_linear_between_the_scales():
 
 def test_the_papers_normal_list_and_the_extended_one():
     paper, extended = L.make_queries(["Fire"]), L.make_queries(["Fire"], "extended")
-    assert len(paper.normal) == 13 and set(paper.normal) < set(extended.normal) and paper.abnormal == extended.abnormal
+    assert len(paper.normal) == 13 and set(paper.normal) < set(extended.normal)
+    assert paper.abnormal == extended.abnormal
 
 
 MISTAKES = {
-    "option": (lambda: L.LocalizerOptions(method="boxes"), "text, motion, pixels"),
-    "temperature": (lambda: L.LocalizerOptions(tau=-1), "tau: expected a number"),
-    "weight": (lambda: L.LocalizerOptions(fusion=2), "fusion: expected a number from 0 to 1"),
-    "word for a number": (lambda: L.LocalizerOptions(threshold="half"), "threshold: expected a number"),
-    "NaN": (lambda: L.LocalizerOptions(threshold=float("nan")), "threshold: expected a number"),
-    "scales": (lambda: L.LocalizerOptions(scales=((32,),)), "pairs"),
-    "no scales": (lambda: L.LocalizerOptions(scales=()), "pairs"),
+    "option": (lambda: L.LocalizerOptions(method="boxes"), "method='boxes': .*text, motion, pixels"),
+    "no such option": (lambda: L.LocalizerOptions(spraed="cover"), "spraed.*did you mean spread"),
+    "temperature": (lambda: L.LocalizerOptions(tau=-1), "tau=-1: expected a number"),
+    "weight": (lambda: L.LocalizerOptions(fusion=2), "fusion=2: expected a number from 0 to 1"),
+    "word for a number": (lambda: L.LocalizerOptions(threshold="half"), "threshold='half': expected a num"),
+    "NaN": (lambda: L.LocalizerOptions(threshold=float("nan")), "threshold=nan: expected a number"),
+    "no boxes": (lambda: L.LocalizerOptions(max_boxes=0), "max_boxes=0: expected a whole number from 1"),
+    "scales": (lambda: L.LocalizerOptions(scales=((32,),)), r"scales: expected pairs.*found \(\(32,\),\)"),
+    "no scales": (lambda: L.LocalizerOptions(scales=()), "scales: expected pairs"),
+    "a scale of nothing": (lambda: L.LocalizerOptions(scales=((32, 0),)), "scales: expected pairs"),
+    "words for scales": (lambda: L.LocalizerOptions(scales="32/32"), "scales: expected pairs"),
     "large window": (lambda: build(scales=((300, 32),)), "does not fit"),
     "no class": (lambda: L.make_queries({"Normal": "normal"}), "at least one anomaly class"),
     "no sentence": (lambda: L.Queries((), ("fire",)), "normal queries"),
@@ -164,24 +185,27 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_with_one_sentence(name):
     action, words = MISTAKES[name]
-    with pytest.raises(L.LocalizerError, match=words) as error: action()
+    with pytest.raises((L.LocalizerError, VideoError), match=words) as error: action()
     assert "\n" not in str(error.value)
 
 
 PED2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "ucsd_ped2"
 
 
-@pytest.mark.skipif(not PED2.exists(), reason="the UCSD Ped2 frames (../shared/data) are not on this machine")
+@pytest.mark.skipif(not PED2.exists(), reason="the UCSD Ped2 frames are not in ../shared/data")
 def test_motion_of_pixels_beats_the_floors_on_real_footage():
     truths, samples, boxes, frames = {}, {}, {}, {}
     localizer = build(method="pixels", scales=((32, 32),))
     for video in ("01", "04"):
-        images, masks = (sorted((PED2 / p).iterdir())[::4] for p in (f"testing/frames/{video}", f"masks/Test0{video}_gt"))
+        images = sorted((PED2 / "testing" / "frames" / video).iterdir())[::4]
+        masks = sorted((PED2 / "masks" / f"Test0{video}_gt").iterdir())[::4]
         pictures = np.stack([cv2.cvtColor(cv2.imread(str(p)), cv2.COLOR_BGR2RGB) for p in images])
         mask = np.stack([cv2.imread(str(p), 0) > 0 for p in masks])
         heat, shown = localizer.heat(pictures), np.flatnonzero(mask.any((1, 2)))
-        around = {int(f): [[c.min(), r.min(), c.max() + 1, r.max() + 1]] for f in shown for r, c in [np.nonzero(mask[f])]}
-        truths[video] = SimpleNamespace(size=mask.shape[1:], mask=mask.any((1, 2)), boxes=around, pixel_masks=lambda f, mask=mask: mask[f])
+        pixels = {int(f): np.nonzero(mask[f]) for f in shown}
+        around = {f: [[c.min(), r.min(), c.max() + 1, r.max() + 1]] for f, (r, c) in pixels.items()}
+        truths[video] = SimpleNamespace(size=mask.shape[1:], mask=mask.any((1, 2)), boxes=around,
+                                        pixel_masks=lambda f, mask=mask: mask[f])
         samples[video], frames[video] = M.patch_samples(heat[shown], truths[video], shown, 4), shown
         boxes[video] = {int(f): localizer.boxes(heat[f]) for f in shown}
     assert M.patch_auc(samples) > 85 > M.patch_floors(truths, frames, 4)["patch_auc"] + 15

@@ -1,0 +1,74 @@
+"Pre-training in a tiny size: the chain of pretrain_mini_clip.ipynb, interrupted and resumed."
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stprompt import miniclip
+from stprompt.clip import mini_config
+from stprompt.exam import EXAM_KINDS, examine, publish
+from stprompt.miniclip import BatchPlan, PretrainError, PretrainJob, pretrain
+
+
+def small_config():
+    config = mini_config()
+    config["model_cfg"]["vision_cfg"] |= {"layers": 1, "width": 32, "head_width": 32}
+    config["model_cfg"]["text_cfg"] |= {"layers": 1, "width": 32, "heads": 1}
+    return config
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    "A smaller model, smaller batches, a checkpoint every second step."
+    monkeypatch.setattr(miniclip, "mini_config", small_config)
+    few = BatchPlan(windows=((2, 8), (5, 4)), whole=2, crops=2, objects=2, frames=3)
+    monkeypatch.setattr(miniclip, "BATCH", few)
+    monkeypatch.setattr(miniclip, "EVERY", 2)
+
+
+def test_the_chain_interrupted_and_resumed_gives_the_same_weights(tiny, tmp_path, monkeypatch):
+    jobs = [PretrainJob(steps=5, seed=3, workers=0, device="cpu", exam=20, out=str(tmp_path / name))
+            for name in ("straight", "interrupted")]
+    straight = pretrain(jobs[0])
+    step = miniclip.Trainer.step
+
+    def stopped(trainer, batch):
+        if len(trainer.losses) == 3: raise KeyboardInterrupt     # one step after the checkpoint
+        step(trainer, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(miniclip.Trainer, "step", stopped)
+        pretrain(jobs[1])
+    assert len(torch.load(jobs[1].folder / "checkpoint.pt", weights_only=True)["losses"]) == 2
+    resumed = pretrain(jobs[1])
+    assert resumed.losses == straight.losses and len(resumed.losses) == 5
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    fresh = miniclip.Trainer(small_config()["model_cfg"], straight.options).parts["model"]
+    assert not torch.equal(fresh.visual.conv1.weight.half().float(), straight.model.visual.conv1.weight)
+    exam = examine(jobs[1], resumed)
+    size = sum(parameter.numel() for parameter in resumed.model.parameters())
+    assert publish(jobs[1], resumed, exam)["parameters"] == size
+    written = load_file(jobs[1].folder / "open_clip_model.safetensors")
+    for name, value in resumed.model.state_dict().items(): assert torch.equal(written[name].float(), value)
+    metrics = json.loads((jobs[1].folder / "metrics.json").read_text())
+    assert list(metrics["metrics"]) == list(EXAM_KINDS) and metrics["steps"] == 5
+    assert metrics["parameters"]["steps"] == metrics["options"]["steps"] == 5
+
+
+def test_another_runs_checkpoint_is_refused(tiny, tmp_path):
+    pretrain(PretrainJob(steps=1, workers=0, device="cpu", out=str(tmp_path)))
+    with pytest.raises(PretrainError, match="begun with seed 0 and 1 steps, not 0 and 2.*checkpoint"):
+        pretrain(PretrainJob(steps=2, workers=0, device="cpu", out=str(tmp_path)))
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
+    ({"exam": 19}, "exam=19: expected a whole number of at least 20"),
+    ({"workers": 1.5}, "workers=1.5: expected a whole number of at least 0"),
+    ({"device": "tpu"}, "device='tpu'.*cpu"),
+    ({"sted": 1}, "sted=1: there is no such parameter; did you mean seed?"),
+])
+def test_a_wrong_parameter_ends_in_one_sentence(wrong, words):
+    with pytest.raises(PretrainError, match=words): PretrainJob(**wrong)
