@@ -251,7 +251,7 @@ def one_against_two(films: list[str], folder: str | Path, runs: int, random: boo
     spans = [max(a[1], b[1]) - min(a[0], b[0]) for a, b in zip(box.get(), box.get())]
     return statistics.median(spans[0::2]), statistics.median(spans[1::2])
 
-
+# %% ../nbs/41_bench.ipynb #c026
 def contents(folder: str | Path) -> dict[str, bytes]:
     "{name: bytes} of a store."
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
@@ -268,7 +268,7 @@ def bench_processes(clips: Sequence[Path], copies: int = 4, runs: int = 3, rando
     note = f"{len(films)} videos; the stores are {'identical' if same else 'DIFFERENT'}"
     return row("extraction: one process / two, a thread each", "mini", measured, ">= 1.7", note)
 
-# %% ../nbs/41_bench.ipynb #c028
+# %% ../nbs/41_bench.ipynb #c029
 def bench_detector(length: int = 60) -> dict[str, str]:     # seconds of video
     "One row: the packaged Detector on a 320 x 240 film of MiniStreet's test scenes, loading not counted."
     from stprompt.detector import Detector
@@ -281,7 +281,7 @@ def bench_detector(length: int = 60) -> dict[str, str]:     # seconds of video
     note = f"{len(found.events)} events, {torch.get_num_threads()} threads"
     return row("Detector: seconds of video / seconds spent", "mini", (length, spent), "> 1", note)
 
-# %% ../nbs/41_bench.ipynb #c031
+# %% ../nbs/41_bench.ipynb #c032
 def effect_row(name: str, token: dict, crop: dict, where: str) -> dict[str, str]:
     "One line of a metric of two reports: token minus crop, each with its interval."
     interval = lambda metric: " [{:.1f}, {:.1f}]".format(*metric["ci95"]) if metric["ci95"] else ""
@@ -302,7 +302,7 @@ def bench_effect(stride: int = 32) -> list[dict]:
     names, where = ("frame_auc", "mean_iou", "patch_auc"), f"seed 0, one of {stride} frames"
     return [effect_row(name, found["token"][name], found["crop"][name], where) for name in names]
 
-# %% ../nbs/41_bench.ipynb #c034
+# %% ../nbs/41_bench.ipynb #c035
 def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
     "Every row, each stage named as it begins."
     rows, say = [], lambda what: print("measuring", what, "...", flush=True)
@@ -321,7 +321,7 @@ def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
     say("token against crop on MiniStreet")
     return rows + bench_effect()
 
-
+# %% ../nbs/41_bench.ipynb #c036
 def write_bench(out: Path, table: pd.DataFrame, started: float) -> Path:
     "metrics.json and table.md."
     found = provenance()
@@ -333,7 +333,7 @@ def write_bench(out: Path, table: pd.DataFrame, started: float) -> Path:
             f"torch {machine['torch']}.\n")
     return write_atomic(out/"table.md", page)
 
-
+# %% ../nbs/41_bench.ipynb #c038
 def run_bench(words: Sequence[str] | None = None) -> int:     # words: None = those of the process
     "Measures everything, prints and writes it; the exit code."
     parser = argparse.ArgumentParser("python -m stprompt.bench", description="Speed ratios, measured here.")
@@ -350,6 +350,6 @@ def run_bench(words: Sequence[str] | None = None) -> int:     # words: None = th
     if not given.quick: write_bench(project_root()/given.out, table, started)
     return 0
 
-# %% ../nbs/41_bench.ipynb #c036
+# %% ../nbs/41_bench.ipynb #c040
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(run_bench())

@@ -90,8 +90,7 @@ def open_benchmark(
     source: Source,              # or any job that is one
     complete: bool = True,       # must every listed video be there?
 ) -> Benchmark:
-    "The benchmark that a source names. Raises CatalogError where listed videos are missing, DatasetError "
-    "where its files are wrong."
+    "The benchmark that a source names. Raises DatasetError; CatalogError where listed videos are missing."
     benchmark = OPENERS[source.dataset](source, at(source.root), at(source.annotations))
     missing = [item.source for item in benchmark.items() if complete and not item.source.exists()]
     if missing:

@@ -8,7 +8,7 @@ __all__ = ['FeatureError', 'VideoFeatures', 'FeatureSettings', 'pack', 'unpack',
            'overlapped', 'Rows', 'summarize', 'View', 'gather', 'extract_video', 'Summary', 'settled', 'complete',
            'extract', 'load_all', 'store_folder', 'shard', 'process', 'together']
 
-# %% ../nbs/05_features.ipynb #c002
+# %% ../nbs/05_features.ipynb #c003
 import hashlib
 import json
 import time
@@ -38,7 +38,7 @@ from .options import Options, options
 from .progress import Bar
 from .video import VideoError, probe, read_frames
 
-# %% ../nbs/05_features.ipynb #c005
+# %% ../nbs/05_features.ipynb #c006
 class FeatureError(ValueError):
     "Features that cannot be made, read or used as asked."
 
@@ -84,10 +84,9 @@ class VideoFeatures:
         scores, T = np.asarray(scores), len(self.frame_index)
         if len(scores) != T:
             raise FeatureError(f"{len(scores)} scores for {T} features; score every feature once")
-        before = np.searchsorted(self.frame_index, np.arange(self.n_frames), side="right") - 1
-        return scores[np.clip(before, 0, None)]
+        return scores[np.searchsorted(self.frame_index, np.arange(self.n_frames), "right").clip(1) - 1]
 
-# %% ../nbs/05_features.ipynb #c008
+# %% ../nbs/05_features.ipynb #c009
 @options
 class FeatureSettings(Options, error=FeatureError):
     "Everything that the features depend on."
@@ -111,7 +110,7 @@ class FeatureSettings(Options, error=FeatureError):
         "Ten letters that name these settings."
         return hashlib.sha256(self.as_json().encode()).hexdigest()[:10]
 
-# %% ../nbs/05_features.ipynb #c011
+# %% ../nbs/05_features.ipynb #c012
 def pack(
     features: VideoFeatures,
 ) -> dict[str, torch.Tensor]:    # fp16 but for times and frame numbers
@@ -136,7 +135,7 @@ def unpack(
         single["frame"], tensors["frame_index"].numpy(), tensors["time"].numpy(), video["n_frames"],
         video["fps"], tuple(video["size"]), rows, single.get("motion"), single.get("patches"))
 
-# %% ../nbs/05_features.ipynb #c014
+# %% ../nbs/05_features.ipynb #c015
 def as_bytes(
     tensors: dict[str, torch.Tensor],
     meta: dict[str, str],        # in this order
@@ -148,7 +147,7 @@ def as_bytes(
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + data[8 + n:]
 
-# %% ../nbs/05_features.ipynb #c017
+# %% ../nbs/05_features.ipynb #c018
 def made_with(
     note: Path,                  # settings.json of a store
     settings: FeatureSettings,
@@ -180,8 +179,7 @@ class FeatureStore:
                                f"not {ours.get(differ[0])!r}; name another folder or use its settings")
 
     def path(self, id: str, crop: int = 0) -> Path:
-        "Where a video's features are, or those of one of its ten crops. Raises FeatureError for a name "
-        "that leaves the store."
+        "Where a video's features are, or one crop's. Raises FeatureError for a name that leaves the store."
         crops = self.settings.crops
         if not 0 <= crop < crops:
             raise FeatureError(f"crop={crop!r}: this store holds crops 0 to {crops - 1}")
@@ -238,7 +236,7 @@ class FeatureStore:
                 f"{path}: made with other settings than its store; delete it and extract again")
         return found
 
-# %% ../nbs/05_features.ipynb #c020
+# %% ../nbs/05_features.ipynb #c021
 def note_failure(
     store: FeatureStore,
     item: VideoItem,
@@ -264,7 +262,7 @@ def failures(
     notes = [json.loads(path.read_text()) for path in sorted(store.root.rglob("*.failed.json"))]
     return {note["id"]: note["reason"] for note in notes}
 
-# %% ../nbs/05_features.ipynb #c023
+# %% ../nbs/05_features.ipynb #c024
 def ten_crops(
     images: np.ndarray,          # uint8 [N, H, W, 3]
     side: int,                   # pixels of CLIP's input
@@ -286,7 +284,7 @@ def views(
     "The pictures that the backbone sees of some frames."
     return [np.stack([squeeze(image, side) for image in images])] if crops == 1 else ten_crops(images, side)
 
-# %% ../nbs/05_features.ipynb #c026
+# %% ../nbs/05_features.ipynb #c027
 @dataclass(frozen=True)
 class Part:
     "Some sampled frames of one video, ready for the backbone."
@@ -320,7 +318,7 @@ def prepared(
     except (VideoError, OSError) as error:
         yield Ended(error=error)
 
-# %% ../nbs/05_features.ipynb #c029
+# %% ../nbs/05_features.ipynb #c030
 def ahead(
     items: Iterable,
     depth: int = 2,              # so many are made before they are asked for
@@ -343,10 +341,10 @@ def overlapped(
     "Parts made ahead by a thread; in a process of one thread (OMP_NUM_THREADS=1) when they are asked for."
     return ahead(parts) if torch.get_num_threads() > 1 or clip.device.type != "cpu" else parts
 
-# %% ../nbs/05_features.ipynb #c032
+# %% ../nbs/05_features.ipynb #c033
 class Rows:
-    "Rows gathered in one block that doubles when full: many small tensors, living between large passing "
-    "ones, would keep the heap from shrinking."
+    """Rows gathered in one block that doubles when full: many small tensors, living between large passing
+    ones, would keep the heap from shrinking."""
 
     def __init__(self) -> None: self.block, self.n = None, 0
 
@@ -365,7 +363,7 @@ class Rows:
         "A copy of what was added, without the empty rest."
         return self.block[:self.n].clone()
 
-# %% ../nbs/05_features.ipynb #c035
+# %% ../nbs/05_features.ipynb #c036
 def summarize(
     windows: torch.Tensor,       # x_PATCH, float [n, h, w, D]
     motion: torch.Tensor,        # Mo, float [n, h, w]
@@ -390,18 +388,16 @@ class View:
 
     def feed(self, clip: FrozenCLIP, images: np.ndarray) -> None:
         "The next frames, uint8 [n, side, side, 3], through the backbone."
-        settings = self.settings
-        scales = ((settings.window, settings.window_stride),)
-        whole, (windows,) = clip.encode(images, scales, settings.mode)
+        scale = self.settings.window, self.settings.window_stride
+        whole, (windows,) = clip.encode(images, (scale,), self.settings.mode)
         self.add({"frame": whole.cpu(), **summarize(*self.stream.feed(windows), self.settings)})
 
     def close(self, index: np.ndarray, time: np.ndarray, end: Ended) -> VideoFeatures:
         "All features of the video."
         self.add(summarize(*self.stream.close(), self.settings))
-        tensors = {name: rows.all() for name, rows in self.rows.items()}
-        times = {"frame_index": torch.from_numpy(index), "time": torch.from_numpy(time)}
-        video = {"n_frames": int(end.n_frames), "fps": end.fps, "size": end.size}
-        return unpack({**tensors, **times}, video)
+        tensors = {"frame_index": torch.from_numpy(index), "time": torch.from_numpy(time),
+                   **{name: rows.all() for name, rows in self.rows.items()}}
+        return unpack(tensors, {"n_frames": int(end.n_frames), "fps": end.fps, "size": end.size})
 
 
 def gather(
@@ -419,7 +415,7 @@ def gather(
     if part.error: raise part.error
     return [view.close(np.concatenate(index), np.concatenate(times), part) for view in found]
 
-# %% ../nbs/05_features.ipynb #c036
+# %% ../nbs/05_features.ipynb #c037
 def extract_video(
     source: str | Path,              # a video file or a folder of images
     clip: FrozenCLIP,
@@ -430,7 +426,7 @@ def extract_video(
     with closing(overlapped(prepared(source, settings, clip.resolution, chunk), clip)) as parts:
         return gather(parts, clip, settings)[0]
 
-# %% ../nbs/05_features.ipynb #c039
+# %% ../nbs/05_features.ipynb #c040
 @dataclass(frozen=True)
 class Summary:
     "What an extraction did."
@@ -450,11 +446,11 @@ class Summary:
 def settled(summary: Summary) -> Summary:
     "The summary, if no video failed; what ends a notebook with a failure. Raises FeatureError."
     if summary.failed:
-        reasons = "; ".join(f"{id}: {reason}" for id, reason in summary.failed[:5])
-        raise FeatureError(f"{len(summary.failed)} videos failed, all others are in the store: {reasons}")
+        raise FeatureError(f"{len(summary.failed)} videos failed, all others are in the store: "
+                           + "; ".join(f"{id}: {reason}" for id, reason in summary.failed[:5]))
     return summary
 
-# %% ../nbs/05_features.ipynb #c042
+# %% ../nbs/05_features.ipynb #c043
 def complete(
     store: FeatureStore,
     id: str,
@@ -471,7 +467,7 @@ def complete(
         return False
     return True
 
-# %% ../nbs/05_features.ipynb #c044
+# %% ../nbs/05_features.ipynb #c045
 def extract(
     items: Iterable[VideoItem],
     clip: FrozenCLIP,
@@ -503,7 +499,7 @@ def extract(
             bar.set_postfix_str(f"{frames / (time.time() - start):.0f} frames/s, {len(failed)} failed")
     return Summary(done, [item.id for item in there], failed, frames, round(time.time() - start, 1))
 
-# %% ../nbs/05_features.ipynb #c047
+# %% ../nbs/05_features.ipynb #c048
 def load_all(
     items: Iterable[VideoItem],
     store: FeatureStore,         # or what has its `root`, `path` and `load`
@@ -528,7 +524,7 @@ def store_folder(
     place = hashlib.sha256(str(Path(root).expanduser().resolve()).encode()).hexdigest()[:6] if root else ""
     return cache_dir("features", "-".join(filter(None, (benchmark.name, place, settings.hash))))
 
-# %% ../nbs/05_features.ipynb #c050
+# %% ../nbs/05_features.ipynb #c051
 def shard(
     items: Iterable,
     part: str,                   # i/n, such as 0/4
@@ -547,8 +543,8 @@ def process() -> tuple[int, int]:     # index, how many
 
 
 def together(summary: Summary) -> Summary:
-    "The summary of all processes, in each of them. All wait: a launcher stops the rest when one ends with "
-    "a failure."
+    """The summary of all processes, in each of them. All wait: a launcher stops the rest when one ends with
+    a failure."""
     if process()[1] == 1: return summary
     parts = gather_object([summary])
     lists = [sum((getattr(part, name) for part in parts), []) for name in ("done", "skipped", "failed")]

@@ -219,8 +219,8 @@ def fingerprint(
     examples: list[Example],
     options: LearnerOptions,
 ) -> str:
-    "What must be equal for a run to be resumed, as JSON: options but for epochs and device, model, CLIP, "
-    "and the training list."
+    """What must be equal for a run to be resumed, as JSON: options but for epochs and device, model, CLIP,
+    and the training list."""
     free = ("epochs", "device", "metric")
     mine = {name: value for name, value in asdict(options).items() if name not in free}
     videos = json.dumps([(example.id, len(example.frame), example.target.tolist()) for example in examples])

@@ -8,8 +8,8 @@ __all__ = ['ACTOR_PHRASES', 'ANOMALY_PHRASES', 'CONCEPT_PHRASES', 'TEMPLATES', '
            'snapshots', 'Cut', 'cut_out', 'things', 'look_for', 'find_window', 'find_object', 'patches_of',
            'positions_of', 'keep', 'BatchPlan', 'batch_parts', 'make_batch', 'concept_contrastive', 'pixel_scale',
            'to_tensor', 'encode_patches', 'encode_captions', 'PretrainError', 'PretrainOptions', 'rate', 'optimizers',
-           'step_loss', 'Trainer', 'one_thread', 'batches', 'read_checkpoint', 'train_clip', 'as_stored', 'PretrainJob',
-           'Trained', 'pretrain', 'draw_training']
+           'step_loss', 'Pretrainer', 'one_thread', 'batches', 'read_checkpoint', 'train_clip', 'as_stored',
+           'PretrainJob', 'Trained', 'pretrain', 'draw_training']
 
 # %% ../nbs/40_miniclip.ipynb #c002
 import copy
@@ -383,7 +383,7 @@ def step_loss(model: torch.nn.Module, tokenizer: Any, batch: dict[str, list], de
     return concept_contrastive(images.float(), texts.float(), concepts, scale)
 
 
-class Trainer:
+class Pretrainer:
     "Model, averaged model and optimizers that step together, from new weights or from a state."
 
     def __init__(
@@ -461,7 +461,7 @@ def train_clip(
 ) -> tuple[torch.nn.Module, list[float], float]:     # the averaged model, losses, seconds of all sessions
     "Trains to the last step. Raises PretrainError for another run's checkpoint."
     state = read_checkpoint(checkpoint, options)
-    trainer, start = Trainer(model_cfg, options, state), time.time() - state.get("seconds", 0.)
+    trainer, start = Pretrainer(model_cfg, options, state), time.time() - state.get("seconds", 0.)
     done = len(trainer.losses)
     bar = Bar(batches(options, done, plan), "pre-training", options.steps, initial=done)
     for batch in bar:

@@ -24,7 +24,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -705,7 +705,7 @@ def place(draw: Draw, kind: str, horizon: float) -> tuple[float, float, float]:
     return draw.between(margin, WIDTH - margin), depth, h
 
 # %% ../nbs/02_ministreet.ipynb #c059
-def passer_by(draw: Draw, scene: Scene, height, seconds: float) -> Timed:
+def passer_by(draw: Draw, scene: Scene, height: Callable, seconds: float) -> Timed:
     "Someone who walks or runs through the view, or stands in it; height(row of the feet) -> pixels."
     depth = draw.between(scene.horizon + 8, HEIGHT - 4)
     action = draw.pick(("walking", "walking", "standing", "running"))
@@ -718,7 +718,7 @@ def passer_by(draw: Draw, scene: Scene, height, seconds: float) -> Timed:
     return Timed(person, begin if x == edge else 0.)
 
 
-def passing_car(draw: Draw, scene: Scene, height, seconds: float) -> Timed:
+def passing_car(draw: Draw, scene: Scene, height: Callable, seconds: float) -> Timed:
     "A car that crosses the view."
     depth, way = draw.between(scene.horizon + 25, HEIGHT - 10), draw.pick((-1, 1))
     length = 1.6 * height(depth)

@@ -41,7 +41,8 @@ def sentence(error: ValidationError, options: type) -> str:
     "The first complaint about a class of options, for people."
     first, schema = error.errors()[0], TypeAdapter(options).json_schema()["properties"]
     if first["type"] == "value_error": return str(first["ctx"]["error"])
-    name = str(first["loc"][0])
+    place = first["loc"][0]
+    name = list(schema)[place] if isinstance(place, int) else place     # by position
     if first["type"] == "missing" or first["type"] == "missing_argument":
         return f"{name}: a value is missing"
     if name not in schema:

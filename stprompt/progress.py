@@ -36,7 +36,8 @@ class Bar(tqdm):
     def __init__(self, *args: Any, **settings: Any) -> None:
         self.show, self.shown, file = kernel_display(), None, console()
         calm = {"mininterval": .5 if file.isatty() else 10}
-        super().__init__(*args, **({"file": file, "ncols": 100, **calm} if self.show else {}), **settings)
+        ours = {"file": file, "ncols": 100, **calm} if self.show else {}
+        super().__init__(*args, **(ours | settings))
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         "Draws the bar; tqdm calls it."

@@ -134,8 +134,8 @@ def anomaly_queries(
     classes: str | Sequence[str] | Mapping[str, str],     # a label, labels, or {label: text}; without Normal
     path: str | Path | None = None,                       # another phrase file
 ) -> list[str]:
-    "The class's own text, then the phrases similar to it; a class without phrases has its text alone. "
-    "Raises PromptError."
+    """The class's own text, then the phrases similar to it; a class without phrases has its text alone.
+    Raises PromptError."""
     classes = [classes] if isinstance(classes, str) else classes
     if not all(isinstance(label, str) for label in classes):
         raise PromptError(f"classes: expected texts, found {list(classes)!r}")
@@ -206,8 +206,8 @@ def regenerate_phrases(
     n: int = 8,                                     # phrases a class
     **server: Any,                                  # base_url, model, key_variable, timeout of `ask`
 ) -> Path:
-    "Ask for phrases with the paper's template, class by class; nothing is written unless all answers are "
-    "lists. Raises PromptError."
+    """Ask for phrases with the paper's template, class by class; nothing is written unless all answers are
+    lists. Raises PromptError."""
     pairs = dict(classes) if isinstance(classes, Mapping) else {label: label for label in classes}
     found = {}
     for label, text in pairs.items():

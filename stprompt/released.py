@@ -99,8 +99,8 @@ def released_videos(
 
 # %% ../nbs/05b_released.ipynb #c013
 class VadCLIPStore:
-    "VadCLIP's released .npy features, read in place: `items`, `path`, `has`, `load`. "
-    "Frame features only: train with spatial='none'."
+    """VadCLIP's released .npy features, read in place: `items`, `path`, `has`, `load`.
+    Frame features only: train with spatial='none'."""
 
     def __init__(
         self,

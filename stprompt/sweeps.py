@@ -9,7 +9,7 @@ __all__ = ['LOCALIZERS', 'SeedJob', 'Outcome', 'with_seed', 'run_seeds', 'seed_t
 
 # %% ../nbs/25_sweeps.ipynb #c003
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def seed_table(outcomes: dict[int, Outcome]) -> pd.DataFrame:
     return pd.concat([table, table.agg(["mean", "std"])]).round(2)
 
 # %% ../nbs/25_sweeps.ipynb #c011
-def score_parts(data: Data, item: VideoItem, score_of) -> np.ndarray:     # float [n_frames]
+def score_parts(data: Data, item: VideoItem, score_of: Callable) -> np.ndarray:     # float [n_frames]
     "Frame scores of one test video by a function of its sampled frames uint8 [n, H, W, 3]."
     parts = [score_of(part.images) for part in read_frames(item.source, stride=data.settings.stride)
              if len(part.images)]

@@ -92,8 +92,8 @@ def used(code):
 
 
 def shown(found):
-    "(how many exported cells with a function or class are used within the next two code cells, "
-    "what the others define)."
+    """(how many exported cells with a function or class are used within the next two code cells,
+    what the others define)."""
     code, good, missed = [c for c in found if c["cell_type"] == "code"], 0, []
     for n, cell in enumerate(code):
         names = defined(source(cell)) if is_export(cell) else set()

@@ -89,8 +89,8 @@ def test_a_crop_is_the_enlarged_window(clip):
 
 @torch.no_grad()
 def test_a_token_window_is_its_own_patches(clip):
-    "The same tower, fed by hand with CLS and the window's patches at their places; "
-    "and nothing outside the window counts."
+    """The same tower, fed by hand with CLS and the window's patches at their places;
+    and nothing outside the window counts."""
     visual, size, stride = clip.model.visual, 32, 48
     x = ready(clip, PICTURES[:1])
     patches = visual.conv1(x).flatten(2).transpose(1, 2)

@@ -377,8 +377,8 @@ def test_bad_videos_are_written_down_and_the_rest_goes_on(clip, settings, tmp_pa
 
 
 def test_videos_that_lie(clip, settings, tmp_path):
-    "A header with too many frames: said, and every frame that is there counts. A size that changes "
-    "midway: written down."
+    """A header with too many frames: said, and every frame that is there counts. A size that changes
+    midway: written down."""
     parts = [
         film(tmp_path / f"{n}.h264", 8, size).read_bytes() for n, size in enumerate([(48, 64), (64, 96)])
     ]

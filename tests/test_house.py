@@ -123,23 +123,34 @@ def test_the_double_test_can_fail():
 def untyped(code):
     "Public functions and methods without a type on a parameter or on what they return."
     tree, found = ast.parse(code), []
-    homes = [("", tree.body)] + [(f"{node.name}.", node.body) for node in tree.body
-                                 if isinstance(node, ast.ClassDef)]
-    for home, body in homes:
-        for node in body:
-            if not isinstance(node,
-                              ast.FunctionDef) or node.name.startswith("_") and node.name != "__init__":
-                continue
-            plain = node.args.posonlyargs + node.args.args + node.args.kwonlyargs + [node.args.vararg,
-                                                                                     node.args.kwarg]
-            bare = [a.arg for a in plain if a and a.annotation is None and a.arg not in ("self", "cls")]
-            if bare or node.returns is None: found.append(f"{home}{node.name}({', '.join(bare)})")
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+    homes = [("", tree.body)] + [(f"{node.name}.", node.body) for node in classes]
+    functions = [(home, node) for home, body in homes for node in body if isinstance(node, ast.FunctionDef)]
+    for home, node in functions:
+        if node.name.startswith("_") and node.name != "__init__": continue
+        takes = node.args
+        every = [*takes.posonlyargs, *takes.args, *takes.kwonlyargs, takes.vararg, takes.kwarg]
+        bare = [a.arg for a in every if a and a.annotation is None and a.arg not in ("self", "cls")]
+        if bare or node.returns is None: found.append(f"{home}{node.name}({', '.join(bare)})")
     return found
 
 
 @each(MODULES)
 def test_public_signatures_are_typed(path):
     assert untyped(path.read_text()) == []
+
+
+def stray_strings(code):
+    "Lines of strings after a docstring's first: they look like a docstring and are thrown away."
+    nodes = ast.walk(ast.parse(code))
+    bodies = [node.body for node in nodes if isinstance(getattr(node, "body", None), list)]
+    text = lambda node: isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)
+    return [node.lineno for body in bodies for node in body[1:] if text(node)]
+
+
+@each([*MODULES, *(ROOT/"tests").glob("*.py")])
+def test_a_docstring_is_whole(path):
+    assert stray_strings(path.read_text()) == []
 
 
 def test_the_type_test_can_fail():
@@ -287,7 +298,8 @@ def test_no_machine_in_results():
 def test_the_machine_test_can_fail():
     for text in ('"root": "/home/ann/clips"', "File '/tmp/x/y.py'", r"C:\Users\ann"):
         assert machine_paths(text)
-    assert not machine_paths("see https://example.org/home/x and ../shared/data or ~/.cache/stprompt and a/tmp/b")
+    harmless = "see https://example.org/home/x and ../shared/data or ~/.cache/stprompt and a/tmp/b"
+    assert machine_paths(harmless) == []
 
 
 # ---- requirements have one home ------------------------------------------------------------------
@@ -329,7 +341,7 @@ def test_settings_is_the_one_home():
     for path in [ROOT/"Makefile", ROOT/".ci"/"run", *NBS]:
         installs = re.findall(r"pip install[^\n\"]*", path.read_text(encoding="utf-8"))
         assert all(re.search(r"(\.|stprompt)['\"]?(\[dev\])?", i) for i in installs), (path, installs)
-    assert (ROOT/"setup.py").read_text().count(">=") == 1     # python_requires, whose number is settings.ini's
+    assert (ROOT/"setup.py").read_text().count(">=") == 1     # python_requires, of settings.ini
 
 
 def test_version():

@@ -31,21 +31,21 @@ def test_the_chain_interrupted_and_resumed_gives_the_same_weights(tiny, tmp_path
     jobs = [PretrainJob(steps=5, seed=3, workers=0, device="cpu", exam=20, out=str(tmp_path / name))
             for name in ("straight", "interrupted")]
     straight = pretrain(jobs[0])
-    step = miniclip.Trainer.step
+    step = miniclip.Pretrainer.step
 
     def stopped(trainer, batch):
         if len(trainer.losses) == 3: raise KeyboardInterrupt     # one step after the checkpoint
         step(trainer, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(miniclip.Trainer, "step", stopped)
+        patch.setattr(miniclip.Pretrainer, "step", stopped)
         pretrain(jobs[1])
     assert len(torch.load(jobs[1].folder / "checkpoint.pt", weights_only=True)["losses"]) == 2
     resumed = pretrain(jobs[1])
     assert resumed.losses == straight.losses and len(resumed.losses) == 5
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
-    fresh = miniclip.Trainer(small_config()["model_cfg"], straight.options).parts["model"]
+    fresh = miniclip.Pretrainer(small_config()["model_cfg"], straight.options).parts["model"]
     assert not torch.equal(fresh.visual.conv1.weight.half().float(), straight.model.visual.conv1.weight)
     exam = examine(jobs[1], resumed)
     size = sum(parameter.numel() for parameter in resumed.model.parameters())

@@ -122,8 +122,8 @@ wide: document.documentElement.scrollWidth <= innerWidth}))})</script>"""
     reason="no Chromium here: chromium, chromium-browser and google-chrome are not on the path",
 )
 def test_a_browser_shows_the_report_offline(tmp_path):
-    "The pictures decode, the curve has a size, words are large enough on a telephone, nothing is fetched: "
-    "said by the browser itself, through a probe that the test adds."
+    """The pictures decode, the curve has a size, words are large enough on a telephone, nothing is fetched:
+    said by the browser itself, through a probe that the test adds."""
     page = report.to_html(made_up(), tmp_path / "report.html").read_text()
     probed = tmp_path / "probed.html"
     probed.write_text(page.replace("</body>", PROBE + "</body>"))
