@@ -380,7 +380,8 @@ class ExtractJob(Sampling, Backbone, Source, error=JobError):
 
 def extract_all(job: ExtractJob, progress: bool = True) -> Summary:
     "Extracts this process's share of the benchmark; the summary of all processes. Raises ValueError."
-    benchmark, clip, (index, count) = open_benchmark(job), load_backbone(job), process()
+    (index, count), clip = process(), load_backbone(job)
+    benchmark = open_benchmark(job, complete=False)      # a missing video is a note, the rest goes on
     settings = feature_settings(job, benchmark, clip, keep_windows=job.windows, crops=job.crops)
     store, videos = FeatureStore(job.store or store_folder(benchmark, settings, job.root),
                                  settings), benchmark.items()

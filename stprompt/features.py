@@ -486,7 +486,7 @@ def extract(
     todo = [item for item in todo if item not in made]
     stream = (part for item in todo for part in prepared(item.source, settings, clip.resolution))
     with closing(overlapped(stream, clip)) as parts:
-        for item in (bar := Bar(todo, "features", disable=not progress, unit="video")):
+        for item in (bar := Bar(todo, "features", disable=not (progress and todo), unit="video")):
             try:
                 found = gather(parts, clip, settings)
                 for crop, features in enumerate(found): store.save(item.id, features, crop)
@@ -496,7 +496,8 @@ def extract(
             except (VideoError, FeatureError, OSError) as error:
                 failed.append((item.id, str(error)))
                 note_failure(store, item, str(error))
-            bar.set_postfix_str(f"{frames / (time.time() - start):.0f} frames/s, {len(failed)} failed")
+            rate = frames / (time.time() - start)
+            bar.set_postfix_str(f"{rate:.0f} frames/s, {len(failed)} failed", refresh=False)
     return Summary(done, [item.id for item in there], failed, frames, round(time.time() - start, 1))
 
 # %% ../nbs/05_features.ipynb #c048

@@ -193,6 +193,35 @@ def test_extract_from_the_command_line(tmp_path):
     (root/"fight"/"fight9.mp4").write_bytes(b"not a film")
     done = command(*words)
     assert done.returncode == 1 and "fight9" in done.stdout
+    done = command(*words, "--stride", 8)
+    assert done.returncode == 2 and "made with stride=4, not 8" in done.stderr
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+LAUNCH = ("accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+          "--dynamo_backend no -m").split()
+
+
+def test_extract_in_two_processes_equals_one(tmp_path):
+    "`accelerate launch -m stprompt extract`: each a share, one summary, the same bytes, exit code 1."
+    root = make_clips(tmp_path/"clips", 3)
+    (root/"fight"/"bad.mp4").write_bytes(b"not a film")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def call(store, *launcher):
+        words = [*launcher, "stprompt", "extract", "--dataset", "folder", "--root", str(root), "--device", "cpu"]
+        return subprocess.run([sys.executable, "-m", *words, "--store", str(tmp_path/store)], capture_output=True,
+                              text=True, env=environment, cwd=tmp_path)
+
+    one, two = call("one"), call("two", *LAUNCH)
+    assert one.returncode == 1 and two.returncode == 1, two.stderr[-3000:]
+    for done in (one, two):
+        assert done.stdout.count("6 videos extracted, 0 found, 1 failed") == 1 and "fight/bad" in done.stdout
+    assert "2 processes" in two.stdout
+    assert contents(tmp_path/"one") == contents(tmp_path/"two") and len(contents(tmp_path/"one")) == 8
 
 
 @pytest.mark.parametrize("words, sentence", [
