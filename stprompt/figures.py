@@ -36,10 +36,16 @@ def style() -> None:
         "axes.titlesize": 9, "font.size": 9, "lines.linewidth": 1.3})
 
 
-def save_figure(figure: Figure | Axes, path: str | Path) -> Path:
+def save_figure(
+    figure: Figure | Axes | None,     # None, where there was nothing to draw, writes nothing
+    path: str | Path,
+    close: bool = False,              # a notebook shows it already
+) -> Path | None:
     "Writes a figure, or the one that an axes stands in, as PNG; atomically."
+    if figure is None: return None
     buffer = io.BytesIO()
     figure.figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+    if close: plt.close(figure.figure)
     return write_atomic(path, buffer.getvalue())
 
 # %% ../nbs/22b_figures.ipynb #c008

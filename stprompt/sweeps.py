@@ -203,7 +203,7 @@ def record_seeds(
                        **known_facts(job, data))
     save_detector(Path(out)/"model", job, data, first.fitted, first.scored, first.report)
     write_record(out, kept)
-    parts = [("Each stage on its own", stages.fillna("")),
+    parts = [("Each stage on its own", stages.astype(object).where(stages.notna(), "")),
              ("Localizers on the same frames (first seed)", places),
              ("Mean IoU on validation videos, by weight of the small windows and threshold of the boxes",
               records)]

@@ -212,9 +212,9 @@ def test_extract_in_two_processes_equals_one(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def call(store, *launcher):
-        words = [*launcher, "stprompt", "extract", "--dataset", "folder", "--root", str(root), "--device", "cpu"]
-        return subprocess.run([sys.executable, "-m", *words, "--store", str(tmp_path/store)], capture_output=True,
-                              text=True, env=environment, cwd=tmp_path)
+        words = f"stprompt extract --dataset folder --root {root} --store {store} --device cpu".split()
+        return subprocess.run([sys.executable, "-m", *launcher, *words], env=environment, cwd=tmp_path,
+                              capture_output=True, text=True)
 
     one, two = call("one"), call("two", *LAUNCH)
     assert one.returncode == 1 and two.returncode == 1, two.stderr[-3000:]
@@ -248,12 +248,15 @@ def test_the_command_explains_itself():
 def test_the_parameters_of_a_notebook_are_those_of_its_job():
     "Names and defaults of the parameters cell, against the class that checks them."
     from rules import cells, source
+
+    from stprompt.options import parameters
     for name, job in (("train", TrainJob), ("seeds", SeedJob), ("extract", ExtractJob),
                       ("detect", DetectJob)):
         cell = next(c for c in cells(ROOT/"nbs"/f"{name}.ipynb") if "parameters"
                     in c["metadata"].get("tags", ()))
         values = {}
         exec(source(cell), {}, values)
+        values = parameters(values)
         changed = {key: value for key, value in values.items() if getattr(job(), key) != value}
         assert changed == ({"size": "full"} if name == "seeds" else {})
         assert set(vars(job())) - set(values) <= ({"seed"} if name in ("seeds", "extract")
