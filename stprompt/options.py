@@ -48,9 +48,9 @@ def sentence(error: ValidationError, options: type) -> str:
         near = difflib.get_close_matches(name, schema, 1)
         return f"{name}={first['input']!r}: there is no such parameter; " + (
             f"did you mean {near[0]}?" if near else f"choose among {', '.join(schema)}")
-    told = possible(schema[name]) if len(first["loc"]) == 1 else f"{first['msg']} (item {first['loc'][1]})"
+    wanted = possible(schema[name]) if len(first["loc"]) == 1 else f"{first['msg']} (item {first['loc'][1]})"
     kind = f", found {type(first['input']).__name__}" if first["type"].endswith("_type") else ""
-    return f"{name}={first['input']!r}: {told}{kind}"
+    return f"{name}={first['input']!r}: {wanted}{kind}"
 
 # %% ../nbs/00_options.ipynb #c011
 class OptionsError(ValueError):
