@@ -10,6 +10,7 @@ import numpy as np
 import papermill
 import pytest
 
+from stprompt.command import main
 from stprompt.experiments import DetectJob, ExtractJob, JobError, TrainJob
 from stprompt.model import STPrompt
 from stprompt.motion import AGGREGATES
@@ -231,16 +232,24 @@ def test_extract_in_two_processes_equals_one(tmp_path):
     (("extract", "--dataset", "folder", "--root", "nowhere"), "root='nowhere'"), (("dance",),
                                                                                   "invalid choice"),
     (("train", "--seed"), "expected one argument"), ((), "required")])
-def test_the_command_line_says_what_is_wrong(words, sentence, tmp_path):
-    done = command(*words, cwd=tmp_path)
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+def test_the_command_line_says_what_is_wrong(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try: code = main(words)
+    except SystemExit as end: code = end.code
+    assert code == 2 and sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_explains_itself():
+def test_a_wrong_word_ends_the_process_without_a_traceback():
+    done = command("train", "--epcohs", "7")
+    assert done.returncode == 2 and "did you mean epochs" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_explains_itself(capsys):
     from stprompt.options import comments
-    done = command("train", "--help")
-    assert done.returncode == 0 and all(f"--{name}" in done.stdout for name in comments(TrainJob))
+    with pytest.raises(SystemExit): main(["train", "--help"])
+    page = capsys.readouterr().out
+    assert all(f"--{name}" in page for name in comments(TrainJob))
     assert all(comments(job)[name] for job in (TrainJob, ExtractJob, DetectJob, SeedJob) for name
                in comments(job))
 
