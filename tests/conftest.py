@@ -8,12 +8,23 @@ import re
 import tempfile
 
 import matplotlib
+import numpy as np
 import pytest
 
 matplotlib.use("agg")  # here only: $MPLBACKEND would keep pictures out of the jobs' notebooks
 if "STPROMPT_CACHE" not in os.environ:  # `make test` sets one that lasts
     _cache = tempfile.TemporaryDirectory(prefix="stprompt-test-cache-")
     os.environ["STPROMPT_CACHE"] = _cache.name
+
+
+def pictures(n, seed=0, size=(48, 64)):
+    "An orange bar that moves before noise, uint8 [H, W, 3] each."
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        image = rng.integers(0, 60, (*size, 3), np.uint8)
+        image[10:30, i % 40:i % 40 + 12] = (240, 140, 20)
+        yield image
+
 
 ALLOWED_SKIPS = {  # words in the reason: how often at most
     r"\.\./shared": 40,  # research data that is not part of the project

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import pictures
 
 import stprompt
 from stprompt.clip import BackboneError, FrozenCLIP, mini_config
@@ -31,14 +32,6 @@ def folder(tmp_path_factory):
     a_model(clip).save_pretrained(path / "model")
     write_settings(path / "model", .4, FeatureSettings(clip.identity, stride=4))
     return path
-
-
-def pictures(n, seed=0, size=(48, 64)):
-    rng = np.random.default_rng(seed)
-    for i in range(n):
-        image = rng.integers(0, 60, (*size, 3), np.uint8)
-        image[10:30, i % 40 : i % 40 + 12] = (240, 140, 20)
-        yield image
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import papermill
 import pytest
+from conftest import pictures
 
 from stprompt import report
 from stprompt.detector import Detection, Detector, DetectorOptions, Event, KeyFrame
@@ -17,14 +18,6 @@ from stprompt.experiments import DetectJob, JobError
 from stprompt.video import probe, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def pictures(n, seed=0, size=(48, 64)):
-    rng = np.random.default_rng(seed)
-    for i in range(n):
-        image = rng.integers(0, 60, (*size, 3), np.uint8)
-        image[10:30, i % 40 : i % 40 + 12] = (240, 140, 20)
-        yield image
 
 
 def made_up():
