@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 OUT    ?= out/demo
+JOBS   ?= 2
 unexport MPLBACKEND  # set, it would keep the pictures out of executed notebooks
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
@@ -25,15 +26,15 @@ demo: $(STAMP)      ## train, evaluate and draw on the bundled benchmark; minute
 	@echo; echo "the executed notebook: $(OUT)/train.ipynb"; echo "metrics, figures and the trained model: $(OUT)/"; ls $(OUT)
 
 test: export STPROMPT_CACHE ?= $(CURDIR)/cache
-test: $(STAMP)      ## code in step with notebooks, ruff, component notebooks, pytest
+test: $(STAMP)      ## code in step with notebooks, ruff, component notebooks, pytest; JOBS processes
 	@echo "== exported code in step with the notebooks, notebooks clean"
 	@$(BIN)/python tests/in_step.py
 	@echo "== ruff on notebooks and tests"
 	@$(BIN)/ruff check nbs tests setup.py
 	@echo "== component notebooks (jobs are run by pytest, in a smoke size)"
-	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers 2 --timing
+	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers $(JOBS) --timing
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -q tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests
 
 bench: $(STAMP)     ## the ratios the README quotes, measured here, into out/bench
 	$(BIN)/python -m stprompt.bench
