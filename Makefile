@@ -45,7 +45,7 @@ results: $(STAMP)   ## what results/ holds, again: half an hour; with CLIPS=fold
 	$(call keep,train,ministreet-small/train)
 	$(call keep,seeds,ministreet-full/seeds)
 	$(if $(CLIPS),$(call keep,train,$(notdir $(CLIPS))/train,-p dataset folder -p root $(CLIPS)))
-	$(if $(PED2),$(call keep,train,ucsd_ped2/train,-p dataset ucsd_ped2 -p root $(PED2)))
+	$(if $(PED2),$(call keep,seeds,ucsd_ped2/seeds,-p dataset ucsd_ped2 -p root $(PED2)))
 	$(BIN)/python -m stprompt.bench --out results/bench
 	$(MAKE) index readme
 
@@ -66,6 +66,7 @@ readme: $(STAMP)    ## README.md from nbs/index.ipynb, with the tables of result
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README \
 	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_cell_tags remove-cell --TagRemovePreprocessor.remove_input_tags remove-input
+	@cat -s README.md > README.tmp && mv README.tmp README.md
 
 clean:          ## remove what was made, but not .venv and the cache
 	rm -rf out build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,5 +1,5 @@
 "STPrompt in the open: weakly supervised video anomaly detection and localization on a frozen CLIP."
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 import warnings
 

@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['seconds', 'ratio', 'row', 'street_pictures', 'bench_windows', 'fidelity', 'bench_text', 'peak_mb', 'child', 'alone',
-           'hold', 'linear_at', 'bench_adapter', 'long_adapter', 'moving_square', 'mini_clip', 'extract_alone',
-           'bench_memory', 'street_clips', 'bench_extraction', 'worker', 'one_against_two', 'contents',
-           'bench_processes', 'bench_detector', 'effect_row', 'bench_effect', 'measure', 'write_bench', 'run_bench']
+           'hold', 'linear_at', 'bench_adapter', 'long_adapter', 'tower_products', 'step_products', 'bare_products',
+           'random_trainer', 'bench_training', 'moving_square', 'mini_clip', 'extract_alone', 'bench_memory',
+           'street_clips', 'bench_extraction', 'worker', 'one_against_two', 'contents', 'bench_processes',
+           'bench_detector', 'effect_row', 'effect_metrics', 'bench_effect', 'encoder_flops', 'per_second',
+           'peak_flops', 'machine_rates', 'machine_rows', 'bench_machine', 'features_of', 'bench_precision', 'measure',
+           'write_bench', 'run_bench']
 
 # %% ../nbs/41_bench.ipynb #c003
 import argparse
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +32,31 @@ import torch
 import torch.nn.functional as F
 
 from .adapter import distance_average
-from .clip import FrozenCLIP, mini_config, squeeze, window_grid
-from .datasets import VideoItem
-from .features import Ended, FeatureSettings, FeatureStore, extract, extract_video, prepared, shard
+from stprompt.clip import (
+    DTYPES,
+    FrozenCLIP,
+    Precision,
+    cut_windows,
+    embed_patches,
+    mini_config,
+    pick_device,
+    squeeze,
+    to_device,
+    tokens_of,
+    vision_batches,
+    window_grid,
+)
+from .datasets import UCF_CRIME, VideoItem
+from .decoding import Ended, decoded, prepared
+from stprompt.features import (
+    FeatureSettings,
+    FeatureStore,
+    VideoFeatures,
+    extract,
+    extract_video,
+    pick_workers,
+    shard,
+)
 from .files import project_root, write_atomic
 from .ministreet import Draw, frames, make_plan
 from .results import markdown, provenance, write_json
@@ -164,6 +190,85 @@ def long_adapter(length: int = 65536) -> dict[str, str]:
     return {"what": f"adapter, T = {length:,}, linear", "backbone": "none", "fast, s": f"{spent:.4f}",
             "aim": "bounded memory", "note": note}
 
+# %% ../nbs/41_bench.ipynb #train1
+def tower_products(
+    classes: int,     # C
+    tokens: int,      # L, of a prompt: start, context, words, end
+    width: int,       # W
+    heads: int,
+    layers: int,
+    dim: int,         # D
+) -> list[tuple[int, int, int, int]]:     # (how many, rows, inner, columns)
+    "Matrix products of a frozen text tower: forward, and backward to the tokens alone."
+    N, d, both = classes * tokens, width // heads, lambda m, k, n: [(1, m, k, n), (1, m, n, k)]
+    linear = [*both(N, width, 3 * width), *both(N, width, width), *both(N, width, 4 * width),
+              *both(N, 4 * width, width)]
+    attention = [(classes * heads, tokens, d, tokens)] * 2 + [(classes * heads, tokens, tokens, d)] * 4
+    return (linear + attention) * layers + both(classes, width, dim)
+
+
+def step_products(
+    batch: int,       # B
+    length: int,      # T
+    dim: int,         # D
+    classes: int,     # C
+    expansion: int = 4,
+) -> list[tuple[int, int, int, int]]:     # (how many, rows, inner, columns)
+    "Matrix products of the rest of a step: adapter, classifier, cosines, forward and backward."
+    R, E = batch * length, expansion * dim
+    learned = lambda m, k, n: [(1, m, k, n), (1, m, n, k), (1, k, m, n)]     # forward, to x, to the weights
+    return [(batch, length, length, dim), *learned(R, dim, E), *learned(R, E, dim), *learned(R, dim, 1),
+            *learned(R, dim, classes)]
+
+# %% ../nbs/41_bench.ipynb #train3
+def bare_products(
+    shapes: Sequence[tuple[int, int, int, int]],     # (how many, rows, inner, columns)
+    device: torch.device,
+) -> Callable:     # does them all
+    "The products on tensors made once, without autograd."
+    sides = {(n, a, b) for n, rows, k, columns in shapes for a, b in ((rows, k), (k, columns))}
+    held = {side: torch.rand(side, device=device) for side in sides}
+    results = {(n, rows, columns): torch.empty(n, rows, columns, device=device)
+               for n, rows, _, columns in shapes}
+
+    def work() -> None:
+        for n, m, k, p in shapes:
+            left, right, out = held[n, m, k], held[n, k, p], results[n, m, p]
+            if n > 1: torch.bmm(left, right, out=out)
+            else: torch.mm(left[0], right[0], out=out[0])
+        if device.type == "cuda": torch.cuda.synchronize(device)
+
+    return work
+
+# %% ../nbs/41_bench.ipynb #train5
+def random_trainer(clip: FrozenCLIP, batch: int, length: int) -> Any:
+    "A Trainer of UCF-Crime's 14 classes on random features, half of the videos normal."
+    from stprompt.learner import LearnerOptions, Trainer
+    from stprompt.model import STPrompt, STPromptOptions
+    labels, draw, index = list(UCF_CRIME), torch.Generator().manual_seed(0), np.arange(length)
+    part = lambda: torch.randn(length, clip.dim, generator=draw)
+    features = [VideoFeatures(part(), index, index / 2, length, 30., (240, 320), {"sa2": part()})
+                for _ in range(batch)]
+    train = [(str(i), found, labels[(1 + i // 2 % 13) * (i % 2)]) for i, found in enumerate(features)]
+    shape = STPromptOptions(dim=clip.dim, token_width=clip.token_width, classes=UCF_CRIME)
+    torch.manual_seed(0)
+    return Trainer(STPrompt(shape), clip, train, LearnerOptions(batch=batch, device=str(clip.device)))
+
+
+def bench_training(clip: FrozenCLIP, batch: int = 128, length: int = 256, runs: int = 3) -> dict[str, str]:
+    "One row: the matrix products of a training step alone over the step."
+    trainer, tower = random_trainer(clip, batch, length), clip.model.transformer
+    tokens = tokens_of(clip.tokenizer, list(UCF_CRIME.values()))[0].shape[1] + 8      # 8 learnable ones
+    shapes = step_products(batch, length, clip.dim, len(UCF_CRIME)) + tower_products(
+        len(UCF_CRIME), tokens, clip.token_width, tower.resblocks[0].attn.num_heads, len(tower.resblocks),
+        clip.dim)
+    step = lambda: trainer.step(np.arange(batch), "the bench")
+    bare, whole = ratio(bare_products(shapes, clip.device), step, runs)
+    flop = 2 * sum(n * m * k * p for n, m, k, p in shapes)
+    note = (f"batch {batch}, T = {length}, D = {clip.dim}, {len(UCF_CRIME)} classes, "
+            f"{flop / 1e9:.0f} GFLOP; the products alone at {flop / bare / 1e9:.0f} GFLOP/s, {clip.device}")
+    return row("training step: products alone / step", clip.identity["name"], (bare, whole), ">= 0.8", note)
+
 # %% ../nbs/41_bench.ipynb #c021
 def moving_square(path: str | Path, count: int) -> Path:
     "A square that moves before a still wall, so many frames at 320 x 240, as a video."
@@ -208,7 +313,7 @@ def street_clips(folder: str | Path, count: int = 2, size: str = "small") -> lis
 
 def bench_extraction(clip: FrozenCLIP, path: str | Path, stride: int = 4, runs: int = 5) -> dict[str, str]:
     "One row: the backbone's seconds on ready squares over those of extraction from the file."
-    settings = FeatureSettings(clip=clip.identity, stride=stride)
+    settings = FeatureSettings(clip=clip.identity, stride=stride, precision=clip.precision)
     ready = [part.views[0] for part in prepared(path, settings, clip.resolution)
              if not isinstance(part, Ended)]
     windows = ((settings.window, settings.window_stride),)
@@ -282,27 +387,130 @@ def bench_detector(length: int = 60) -> dict[str, str]:     # seconds of video
     return row("Detector: seconds of video / seconds spent", "mini", (length, spent), "> 1", note)
 
 # %% ../nbs/41_bench.ipynb #c032
-def effect_row(name: str, token: dict, crop: dict, where: str) -> dict[str, str]:
-    "One line of a metric of two reports: token minus crop, each with its interval."
+def effect_row(name: str, first: tuple[str, dict], second: tuple[str, dict], where: str) -> dict[str, str]:
+    "One line of a metric of two reports, each (its name, the metric): first minus second, with intervals."
     interval = lambda metric: " [{:.1f}, {:.1f}]".format(*metric["ci95"]) if metric["ci95"] else ""
-    tell = lambda metric: f"{metric['mean']:.1f}{interval(metric)}"
-    return {"what": f"{name}, MiniStreet small, token - crop", "backbone": "mini", "aim": "0",
-            "ratio": f"{token['mean'] - crop['mean']:+.1f}",
-            "note": f"token {tell(token)}, crop {tell(crop)}; {where}"}
+    tell = lambda called, metric: f"{called} {metric['mean']:.1f}{interval(metric)}"
+    return {"what": f"{name}, MiniStreet small, {first[0]} - {second[0]}", "backbone": "mini", "aim": "0",
+            "ratio": f"{first[1]['mean'] - second[1]['mean']:+.1f}",
+            "note": f"{tell(*first)}, {tell(*second)}; {where}"}
+
+
+def effect_metrics(stride: int, **changes: Any) -> dict[str, dict]:     # fields of TrainJob
+    "MiniStreet's metrics on the CPU with these parameters."
+    from stprompt.experiments import TrainJob, evaluate, fit, locate, prepare, score
+    job = TrainJob(**{"stride": stride, "device": "cpu", "precision": "fp32", **changes})
+    data = prepare(job)
+    return evaluate(score(fit(job, data), data), locate(job, data), data).metrics
 
 
 def bench_effect(stride: int = 32) -> list[dict]:
-    "A row for each of three metrics, with the 95 % intervals over test videos."
-    from stprompt.experiments import TrainJob, evaluate, fit, locate, prepare, score
-    found = {}
-    for mode in ("token", "crop"):
-        job = TrainJob(mode=mode, stride=stride, device="cpu")
-        data = prepare(job)
-        found[mode] = evaluate(score(fit(job, data), data), locate(job, data), data).metrics
-    names, where = ("frame_auc", "mean_iou", "patch_auc"), f"seed 0, one of {stride} frames"
-    return [effect_row(name, found["token"][name], found["crop"][name], where) for name in names]
+    "A row for each of three metrics and each of two changes, with the 95 % intervals over test videos."
+    plain, where = effect_metrics(stride, mode="token"), f"seed 0, one of {stride} frames"
+    pairs = (("token", "crop", effect_metrics(stride, mode="crop")),
+             ("fp32", "bf16", effect_metrics(stride, mode="token", precision="bf16")))
+    return [effect_row(name, (before, plain[name]), (after, changed[name]), where)
+            for before, after, changed in pairs for name in ("frame_auc", "mean_iou", "patch_auc")]
 
 # %% ../nbs/41_bench.ipynb #c035
+def encoder_flops(clip: FrozenCLIP) -> int:
+    "Floating-point operations of one picture through the vision tower: its matrix products, nothing else."
+    visual, patches = clip.model.visual, (clip.resolution // clip.patch) ** 2
+    layers, width, tokens = visual.transformer.resblocks, visual.conv1.out_channels, patches + 1
+    maps = sum(weights.numel() for weights in layers.parameters() if weights.ndim == 2)
+    attention = 2 * tokens ** 2 * width * len(layers)
+    return 2 * (patches * 3 * clip.patch ** 2 * width + tokens * maps + attention + width * clip.dim)
+
+
+def per_second(work: Callable, count: int, device: str | torch.device, runs: int = 3) -> float:
+    "How many a second: the best of some runs after one that warms up; a GPU is waited for."
+    def whole() -> None:
+        work()
+        if torch.device(device).type == "cuda": torch.cuda.synchronize(device)
+
+    whole()
+    return count / min(seconds(whole) for _ in range(runs))
+
+
+def peak_flops(device: str | torch.device, precision: Precision, runs: int = 5) -> float:
+    "Floating-point operations a second of one big matrix product there."
+    size = 8192 if torch.device(device).type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
+    return per_second(lambda: a @ b, 2 * size ** 3, device, runs)
+
+# %% ../nbs/41_bench.ipynb #c037
+def machine_rates(
+    clip: FrozenCLIP,
+    path: str | Path,            # a video
+    stride: int = 16,            # one of so many of its frames
+    count: int = 1,              # frames whose windows are cut
+    runs: int = 3,
+) -> dict[str, float]:
+    "{decoding: sampled frames, windows: crops, encoder: pictures} a second, each alone."
+    settings = FeatureSettings(clip=clip.identity, stride=stride, mode="crop", precision=clip.precision)
+    workers = pick_workers(None, clip)
+    films = [path] * max(1, workers)
+
+    def decode() -> int:
+        with closing(decoded(films, clip, settings, workers)) as parts:
+            return sum(len(part.index) for _, part in parts if not isinstance(part, Ended))
+
+    squares = np.stack([squeeze(image, clip.resolution) for image in street_pictures("machine", count)])
+    cut = lambda: list(cut_windows(clip, to_device(squares, clip.device), 32, 32))
+    ready = cut()[0][:clip.batch // 197 if clip.device.type == "cuda" else 8]
+    places = torch.arange((clip.resolution // clip.patch) ** 2, device=clip.device)
+    encode = lambda: vision_batches(clip, embed_patches(clip, ready), places)
+    with torch.no_grad():
+        return {"decoding": per_second(decode, decode(), "cpu", runs),
+                "windows": per_second(cut, sum(map(len, cut())), clip.device, runs),
+                "encoder": per_second(encode, len(ready), clip.device, runs)}
+
+# %% ../nbs/41_bench.ipynb #c039
+def machine_rows(rates: dict[str, float], flops: int, peak: float, windows: int, where: str) -> list[dict]:
+    "Three lines: decoding and windows against the encoder, and the encoder's share of the machine's peak."
+    frames = {"decoding": rates["decoding"], "windows": rates["windows"] / windows,
+              "encoder": rates["encoder"] / (windows + 1)}
+    limit, used = min(frames, key=frames.get), rates["encoder"] * flops
+    line = lambda what, ratio, aim, note: {"what": what, "ratio": f"{ratio:.2f}", "aim": aim, "note": note}
+    return [
+        line("decoding: sampled frames / those encoded in crop mode", frames["decoding"] / frames["encoder"],
+             "> 1", f"{frames['decoding']:.1f} sampled frames a second; {where}"),
+        line("windows: crops cut / crops encoded", rates["windows"] / rates["encoder"], "> 1",
+             f"{rates['windows']:.0f} crops a second, {frames['windows']:.1f} frames; {where}"),
+        line("encoder: share of the machine's peak", used / peak, ">= 0.5 on a GPU",
+             f"{rates['encoder']:.1f} crops a second, {frames['encoder']:.2f} frames; {used / 1e12:.3f} of "
+             f"{peak / 1e12:.3f} TFLOP/s; what limits: {limit}; {where}")]
+
+
+def bench_machine(clip: FrozenCLIP, path: str | Path, stride: int = 16, runs: int = 3) -> list[dict]:
+    "The three lines of extraction in crop mode with windows of 32 pixels, on the CLIP's device."
+    on_gpu = clip.device.type == "cuda"
+    where = torch.cuda.get_device_name(clip.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    rates = machine_rates(clip, path, stride, 16 if on_gpu else 1, runs)
+    found = machine_rows(rates, encoder_flops(clip), peak_flops(clip.device, clip.precision),
+                         len(window_grid(clip.resolution, 32, 32)) ** 2, f"{clip.precision}, {where}")
+    return [{**one, "backbone": clip.identity["name"]} for one in found]
+
+# %% ../nbs/41_bench.ipynb #c042
+def features_of(clip: FrozenCLIP, images: np.ndarray, crops: int) -> torch.Tensor:     # float [n, D]
+    "Frames and token windows of these pictures, and crops (80/48) of some."
+    whole, (windows,) = clip.encode(images)
+    large = clip.windows(images[:crops], 80, 48, "crop")
+    return F.normalize(torch.cat([whole, windows.flatten(0, 2), large.flatten(0, 2)]).cpu(), dim=-1)
+
+
+def bench_precision(name: str, weights: str | None, count: int = 8, crops: int = 1) -> dict[str, str]:
+    "One row: bf16 against fp32 features on this machine's device."
+    images, device = street_pictures("precision", count), pick_device()
+    full, half = (features_of(FrozenCLIP.load(name, weights, device, precision), images, crops)
+                  for precision in ("fp32", "bf16"))
+    same, other = (full * half).sum(-1), (full[:count] * full[:count].roll(1, 0)).sum(-1)
+    return {"what": "cosine of bf16 and fp32 features, the smallest", "backbone": name,
+            "ratio": f"{float(same.min()):.5f}", "aim": ">= 0.999",
+            "note": f"{len(same)} features, mean {float(same.mean()):.5f}; "
+                    f"different pictures: {float(other.mean()):.5f}; {device}"}
+
+# %% ../nbs/41_bench.ipynb #c045
 def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
     "Every row, each stage named as it begins."
     rows, say = [], lambda what: print("measuring", what, "...", flush=True)
@@ -311,17 +519,21 @@ def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
         clip = FrozenCLIP.load(name, weights, "cpu")
         rows += [*bench_windows(clip, count=count), bench_text(clip),
                  bench_extraction(clip, films[0], stride)]
+        here = clip if pick_device() == "cpu" else FrozenCLIP.load(name, weights)
+        rows += [*bench_machine(here, films[0], stride), bench_precision(name, weights, count=2)]
     say("one process against two")
     rows.append(bench_processes(films[:2]))
     say("the detector")
     rows.append(bench_detector())
+    say("a training step")
+    rows.append(bench_training(FrozenCLIP.load("ViT-B-16", "random", "cpu")))
     say("fidelity, adapter, memory")
     rows += [*fidelity(clip), bench_adapter(), long_adapter(), bench_memory()]
     if quick: return rows
-    say("token against crop on MiniStreet")
+    say("token against crop, fp32 against bf16 on MiniStreet")
     return rows + bench_effect()
 
-# %% ../nbs/41_bench.ipynb #c036
+# %% ../nbs/41_bench.ipynb #c046
 def write_bench(out: Path, table: pd.DataFrame, started: float) -> Path:
     "metrics.json and table.md."
     found = provenance()
@@ -333,7 +545,7 @@ def write_bench(out: Path, table: pd.DataFrame, started: float) -> Path:
             f"torch {machine['torch']}.\n")
     return write_atomic(out/"table.md", page)
 
-# %% ../nbs/41_bench.ipynb #c038
+# %% ../nbs/41_bench.ipynb #c048
 def run_bench(words: Sequence[str] | None = None) -> int:     # words: None = those of the process
     "Measures everything, prints and writes it; the exit code."
     parser = argparse.ArgumentParser("python -m stprompt.bench", description="Speed ratios, measured here.")
@@ -350,6 +562,6 @@ def run_bench(words: Sequence[str] | None = None) -> int:     # words: None = th
     if not given.quick: write_bench(project_root()/given.out, table, started)
     return 0
 
-# %% ../nbs/41_bench.ipynb #c040
+# %% ../nbs/41_bench.ipynb #c050
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(run_bench())

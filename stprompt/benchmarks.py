@@ -114,12 +114,13 @@ def _benchmark(
     seed=None,           # divides the training videos; None = `validation` is given
     validation=(),
     notes=(),            # for `check`
+    share=.15,           # of the training videos, held out where a seed divides
 ):
     "The Benchmark of these videos."
     settings, items = hyper(name), {item.id: item for item in (*validation, *test)}
     if seed is not None:
         in_order = sorted(train, key=lambda item: item.labels)
-        train, validation, _ = split_classes(in_order, seed, 0, .15)
+        train, validation, _ = split_classes(in_order, seed, 0, share)
     return Benchmark(name, classes, train, validation, test, settings["stride"], True,
                      _once(lambda id: truth(items[id])), settings=settings, notes=tuple(notes))
 
@@ -190,6 +191,7 @@ def ucf_crime(
     annotations: str | Path | None = None,     # folder of lists and boxes; None = root
     seed: int = 0,                             # of the validation split
     base: int = 1,                             # the first frame's number in the temporal file
+    validation_fraction: float = .15,          # share of the training videos held out
 ) -> Benchmark:
     "UCF-Crime. Raises DatasetError."
     where, files = Path(annotations or root), video_files(root)
@@ -202,7 +204,7 @@ def ucf_crime(
         raise DatasetError(f"{timed}: has no line for the test video {lost[0]!r}; use the official file")
     notes = _unlisted(timed, temporal, names) + _unlisted(boxed, boxes, names)
     return _benchmark("ucf_crime", UCF_CRIME, train, test, partial(_ucf_truth, temporal, boxes), seed,
-                      notes=notes)
+                      notes=notes, share=validation_fraction)
 
 # %% ../nbs/01b_benchmarks.ipynb #c018
 def _sh_items(lines, root, known):
@@ -245,6 +247,7 @@ def shanghaitech(
     root: str | Path,                            # folder of `training` and `testing`
     annotations: str | Path | None = None,       # folder of SH_*.txt and video_classes_*.txt; None = root
     seed: int = 0,                               # of the validation split
+    validation_fraction: float = .15,            # share of the training videos held out
 ) -> Benchmark:
     "ShanghaiTech's weak split (Zhong et al.). Raises DatasetError."
     where = Path(annotations or root)
@@ -252,7 +255,7 @@ def shanghaitech(
     known = [where/f"video_classes_{split}.txt" for split in ("train", "test")]
     (train, some), (test, more) = (_sh_items(lines, root, path) for lines, path in zip(lists, known))
     return _benchmark("shanghaitech", SHANGHAITECH, train, test, partial(_sh_truth, root), seed,
-                      notes=some + more)
+                      notes=some + more, share=validation_fraction)
 
 # %% ../nbs/01b_benchmarks.ipynb #c023
 def _ub_objects(path, size, source):
@@ -339,6 +342,7 @@ def xd_violence(
     root: str | Path,                          # test videos below `videos` or `test`, the others elsewhere
     annotations: str | Path | None = None,     # folder of annotations.txt; None = root
     seed: int = 0,                             # of the validation split
+    validation_fraction: float = .15,          # share of the training videos held out
 ) -> Benchmark:
     "XD-Violence. Raises DatasetError."
     path = Path(annotations or root)/"annotations.txt"
@@ -351,7 +355,8 @@ def xd_violence(
         raise DatasetError(f"{path}: has no line for the abnormal test video {lost[0]!r}; "
                            "use the official file")
     truth = lambda item: fitted_truth(item.source, ranges.get(stem_of(item.id), ()), id=item.id)
-    return _benchmark("xd_violence", XD_VIOLENCE, items["train"], items["test"], truth, seed)
+    return _benchmark("xd_violence", XD_VIOLENCE, items["train"], items["test"], truth, seed,
+                      share=validation_fraction)
 
 # %% ../nbs/01b_benchmarks.ipynb #c031
 def _ped2_masks(item, folder, info):
@@ -405,6 +410,7 @@ def ucsd_ped2(
     root: str | Path,                  # folder of Train and Test, or of training and testing
     seed: int = 0,                     # of both splits
     train_fraction: float = .5,        # share of the anomalous test videos to learn from
+    validation_fraction: float = .15,  # share of the training videos held out
 ) -> Benchmark:
     "Ped2 as weak supervision: normal training videos and some anomalous test videos to learn from."
     root = Path(root)
@@ -416,7 +422,8 @@ def ucsd_ped2(
                            "use the official file")
     learn, _, test = split_items(abnormal, seed, 1 - train_fraction, 0)
     truth = partial(_ped2_truth, root, rows)
-    return _benchmark("ucsd_ped2", UCSD_PED2, [*normal, *learn], test, truth, seed)
+    return _benchmark("ucsd_ped2", UCSD_PED2, [*normal, *learn], test, truth, seed,
+                      share=validation_fraction)
 
 # %% ../nbs/01b_benchmarks.ipynb #c036
 PAGES = {       # where each benchmark is handed out

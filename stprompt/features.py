@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['FeatureError', 'VideoFeatures', 'FeatureSettings', 'pack', 'unpack', 'as_bytes', 'made_with', 'FeatureStore',
-           'note_failure', 'forget_failure', 'failures', 'ten_crops', 'views', 'Part', 'Ended', 'prepared', 'ahead',
-           'overlapped', 'Rows', 'summarize', 'View', 'gather', 'extract_video', 'Summary', 'settled', 'complete',
-           'extract', 'load_all', 'store_folder', 'shard', 'process', 'together']
+           'note_failure', 'forget_failure', 'failures', 'Rows', 'summarize', 'View', 'Gathering', 'gather',
+           'extract_video', 'Summary', 'settled', 'complete', 'put_away', 'pick_workers', 'naming_deaths', 'extract',
+           'load_all', 'store_folder', 'shard', 'process', 'together']
 
 # %% ../nbs/05_features.ipynb #c003
 import hashlib
 import json
+import os
 import time
-from collections import deque
+import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -30,13 +29,14 @@ from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save
 
-from .clip import FrozenCLIP, WindowMode, squeeze
+from .clip import FrozenCLIP, WindowMode
 from .datasets import Benchmark, VideoItem
+from .decoding import Ended, Part, decoded, overlapped, prepared
 from .files import cache_dir, write_atomic
 from .motion import AGGREGATES, StreamingMotion, aggregate
 from .options import Options, options
 from .progress import Bar
-from .video import VideoError, probe, read_frames
+from .video import VideoError, VideoWarning
 
 # %% ../nbs/05_features.ipynb #c006
 class FeatureError(ValueError):
@@ -98,11 +98,14 @@ class FeatureSettings(Options, error=FeatureError):
     k: int = Field(12, ge=1)                     # K of SA2
     keep_windows: bool = False                   # store all windows too
     crops: Literal[1, 10] = 1                    # views of a frame: all of it, squeezed, or ten-crop
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"     # in which the backbone ran
 
     def as_json(self) -> str:
         "The settings as a store writes them down."
         values = asdict(self)
         values["patches"] = values.pop("keep_windows")
+        if self.precision == "fp32": del values["precision"]
+        if self.mode == "crop": values["pixels"] = "bicubic"     # OpenCV's before 0.3
         return json.dumps(values, sort_keys=True)
 
     @property
@@ -171,7 +174,8 @@ class FeatureStore:
         except OSError as error:
             raise FeatureError(f"{self.root}: no folder for features can be made here ({error.strerror}); "
                                "name another place") from error
-        theirs, ours = made_with(self.root/"settings.json", settings), json.loads(settings.as_json())
+        theirs, ours = ({"precision": "fp32", **values} for values in (
+            made_with(self.root/"settings.json", settings), json.loads(settings.as_json())))
         differ = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
         if differ:
             name = {"patches": "keep_windows"}.get(differ[0], differ[0])
@@ -263,85 +267,6 @@ def failures(
     return {note["id"]: note["reason"] for note in notes}
 
 # %% ../nbs/05_features.ipynb #c024
-def ten_crops(
-    images: np.ndarray,          # uint8 [N, H, W, 3]
-    side: int,                   # pixels of CLIP's input
-) -> list[np.ndarray]:           # ten times uint8 [N, side, side, 3]
-    "The centre, the four corners, and these mirrored."
-    h, w = round(side * 256 / 224), round(side * 340 / 224)
-    how = cv2.INTER_AREA if images.shape[1] * images.shape[2] > h * w else cv2.INTER_LINEAR
-    big = np.stack([cv2.resize(image, (w, h), interpolation=how) for image in images])
-    places = [((h - side) // 2, (w - side) // 2), (0, 0), (0, w - side), (h - side, 0), (h - side, w - side)]
-    five = [big[:, y:y + side, x:x + side] for y, x in places]
-    return five + [np.ascontiguousarray(view[:, :, ::-1]) for view in five]
-
-
-def views(
-    images: np.ndarray,          # uint8 [N, H, W, 3]
-    side: int,                   # pixels of CLIP's input
-    crops: int,                  # 1 or 10
-) -> list[np.ndarray]:           # one or ten times uint8 [N, side, side, 3]
-    "The pictures that the backbone sees of some frames."
-    return [np.stack([squeeze(image, side) for image in images])] if crops == 1 else ten_crops(images, side)
-
-# %% ../nbs/05_features.ipynb #c027
-@dataclass(frozen=True)
-class Part:
-    "Some sampled frames of one video, ready for the backbone."
-    index: np.ndarray                # int64 [n]
-    time: np.ndarray                 # float64 [n]
-    views: list[np.ndarray]          # uint8 [n, side, side, 3] each
-
-
-@dataclass(frozen=True)
-class Ended:
-    "A video's end, or why it could not be read to its end."
-    n_frames: int = 0
-    size: tuple[int, int] = (0, 0)
-    fps: float = 0.
-    error: Exception | None = None
-
-
-def prepared(
-    source: str | Path,              # a video file or a folder of images
-    settings: FeatureSettings,
-    side: int,                       # pixels of CLIP's input
-    chunk: int = 16,                 # frames a part: what bounds the memory
-) -> Iterator[Part | Ended]:
-    "The parts of one video, then its end: all that does not need the backbone."
-    seen, size, until = 0, (0, 0), 0.
-    try:
-        for frames in read_frames(source, stride=settings.stride, chunk=chunk):
-            seen, size, until = frames.seen, frames.images.shape[1:3], frames.until
-            yield Part(frames.index, frames.time, views(frames.images, side, settings.crops))
-        yield Ended(seen, size, (seen - 1) / until if until else float(probe(source).fps))
-    except (VideoError, OSError) as error:
-        yield Ended(error=error)
-
-# %% ../nbs/05_features.ipynb #c030
-def ahead(
-    items: Iterable,
-    depth: int = 2,              # so many are made before they are asked for
-) -> Iterator:
-    "The same items in their order, made by a thread that runs ahead; its errors are raised here."
-    items, end, thread = iter(items), object(), ThreadPoolExecutor(1)
-    coming = deque(thread.submit(next, items, end) for _ in range(depth))
-    try:
-        while (item := coming.popleft().result()) is not end:
-            coming.append(thread.submit(next, items, end))
-            yield item
-    finally:
-        thread.shutdown(cancel_futures=True)
-
-
-def overlapped(
-    parts: Iterator[Part | Ended],
-    clip: FrozenCLIP,
-) -> Iterator[Part | Ended]:
-    "Parts made ahead by a thread; in a process of one thread (OMP_NUM_THREADS=1) when they are asked for."
-    return ahead(parts) if torch.get_num_threads() > 1 or clip.device.type != "cpu" else parts
-
-# %% ../nbs/05_features.ipynb #c033
 class Rows:
     """Rows gathered in one block that doubles when full: many small tensors, living between large passing
     ones, would keep the heap from shrinking."""
@@ -363,7 +288,7 @@ class Rows:
         "A copy of what was added, without the empty rest."
         return self.block[:self.n].clone()
 
-# %% ../nbs/05_features.ipynb #c036
+# %% ../nbs/05_features.ipynb #c027
 def summarize(
     windows: torch.Tensor,       # x_PATCH, float [n, h, w, D]
     motion: torch.Tensor,        # Mo, float [n, h, w]
@@ -400,22 +325,40 @@ class View:
         return unpack(tensors, {"n_frames": int(end.n_frames), "fps": end.fps, "size": end.size})
 
 
+class Gathering:
+    "One video's features, all views, as its parts come."
+
+    def __init__(self, clip: FrozenCLIP, settings: FeatureSettings) -> None:
+        self.clip, self.views = clip, [View(settings) for _ in range(settings.crops)]
+        self.index, self.times, self.frames = [], [], 0
+
+    def feed(self, part: Part) -> None:
+        "The video's next part through the backbone."
+        for view, images in zip(self.views, part.views): view.feed(self.clip, images)
+        self.index.append(part.index)
+        self.times.append(part.time)
+        self.frames += len(part.index)
+
+    def close(self, end: Ended) -> list[VideoFeatures]:     # one a view
+        "All features of the video. Raises what ended it early."
+        for text in end.said: warnings.warn(text, VideoWarning, stacklevel=2)
+        if end.error: raise end.error
+        index, times = np.concatenate(self.index), np.concatenate(self.times)
+        return [view.close(index, times, end) for view in self.views]
+
+
 def gather(
-    parts: Iterator[Part | Ended],     # of one video or of many, one after the other
+    parts: Iterator[Part | Ended],     # of one video
     clip: FrozenCLIP,
     settings: FeatureSettings,
 ) -> list[VideoFeatures]:              # one a view
-    "Features of the next video of a stream. Raises what ended it early."
-    found, index, times = [View(settings) for _ in range(settings.crops)], [], []
+    "Features of one video. Raises what ended it early."
+    video = Gathering(clip, settings)
     for part in parts:
-        if isinstance(part, Ended): break
-        for view, images in zip(found, part.views): view.feed(clip, images)
-        index.append(part.index)
-        times.append(part.time)
-    if part.error: raise part.error
-    return [view.close(np.concatenate(index), np.concatenate(times), part) for view in found]
+        if isinstance(part, Ended): return video.close(part)
+        video.feed(part)
 
-# %% ../nbs/05_features.ipynb #c037
+# %% ../nbs/05_features.ipynb #c028
 def extract_video(
     source: str | Path,              # a video file or a folder of images
     clip: FrozenCLIP,
@@ -426,7 +369,7 @@ def extract_video(
     with closing(overlapped(prepared(source, settings, clip.resolution, chunk), clip)) as parts:
         return gather(parts, clip, settings)[0]
 
-# %% ../nbs/05_features.ipynb #c040
+# %% ../nbs/05_features.ipynb #c031
 @dataclass(frozen=True)
 class Summary:
     "What an extraction did."
@@ -450,7 +393,7 @@ def settled(summary: Summary) -> Summary:
                            + "; ".join(f"{id}: {reason}" for id, reason in summary.failed[:5]))
     return summary
 
-# %% ../nbs/05_features.ipynb #c043
+# %% ../nbs/05_features.ipynb #c034
 def complete(
     store: FeatureStore,
     id: str,
@@ -467,40 +410,81 @@ def complete(
         return False
     return True
 
-# %% ../nbs/05_features.ipynb #c045
+# %% ../nbs/05_features.ipynb #c037
+def put_away(
+    store: FeatureStore,
+    item: VideoItem,
+    video: Gathering,
+    end: Ended,
+) -> str:                        # why it failed, if it did
+    "The finished video into the store, or a note of why it cannot be."
+    try:
+        for crop, features in enumerate(video.close(end)): store.save(item.id, features, crop)
+    except (VideoError, FeatureError, OSError) as error:
+        note_failure(store, item, str(error))
+        return str(error)
+    forget_failure(store, item)
+    return ""
+
+
+def pick_workers(
+    workers: int | None,         # None = by the device
+    clip: FrozenCLIP,
+) -> int:
+    "How many processes decode: none for a CPU, up to four for a GPU. Raises FeatureError."
+    if workers is None: return 0 if clip.device.type == "cpu" else min(4, os.cpu_count() or 1)
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise FeatureError(f"workers={workers!r}: expected a whole number of at least 0, or None")
+    return workers
+
+
+@contextmanager
+def naming_deaths(store: FeatureStore) -> Iterator[None]:
+    "Makes one sentence of a worker process that died. Raises FeatureError."
+    try: yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"): raise
+        raise FeatureError(f"{store.root}: a process that decodes died ({str(error).splitlines()[0]}); the "
+                           "finished videos are stored: run again to go on, with fewer workers if memory "
+                           "was short") from error
+
+# %% ../nbs/05_features.ipynb #c039
 def extract(
     items: Iterable[VideoItem],
     clip: FrozenCLIP,
     store: FeatureStore,
     progress: bool = True,
+    workers: int | None = None,  # processes that decode; None = a thread for a CPU, up to four for a GPU
 ) -> Summary:
-    "Features of every video into the store. Raises FeatureError where the store is another backbone's."
+    """Features of every video into the store. Raises FeatureError where the store is another backbone's, and
+    when a decoding process died."""
     settings, start, there, todo = store.settings, time.time(), [], []
-    if clip.identity != settings.clip:
-        raise FeatureError(f"{store.root}: its features are of {settings.clip}, not of this backbone, "
-                           f"{clip.identity}; make a store with FeatureSettings(clip.identity)")
+    if (clip.identity, clip.precision) != (settings.clip, settings.precision):
+        raise FeatureError(f"{store.root}: its features are of {settings.clip} in {settings.precision}, not "
+                           f"of this backbone, {clip.identity} in {clip.precision}; make a store with "
+                           "FeatureSettings(clip.identity, precision=clip.precision)")
     for item in items: (there if store.has(item.id) else todo).append(item)
     made = [item for item in todo if complete(store, item.id)]
     for item in there + made: forget_failure(store, item)
-    done, failed, frames = [item.id for item in made], [], 0
     todo = [item for item in todo if item not in made]
-    stream = (part for item in todo for part in prepared(item.source, settings, clip.resolution))
-    with closing(overlapped(stream, clip)) as parts:
-        for item in (bar := Bar(todo, "features", disable=not (progress and todo), unit="video")):
-            try:
-                found = gather(parts, clip, settings)
-                for crop, features in enumerate(found): store.save(item.id, features, crop)
-                forget_failure(store, item)
-                done.append(item.id)
-                frames += len(found[0].frame)
-            except (VideoError, FeatureError, OSError) as error:
-                failed.append((item.id, str(error)))
-                note_failure(store, item, str(error))
-            rate = frames / (time.time() - start)
-            bar.set_postfix_str(f"{rate:.0f} frames/s, {len(failed)} failed", refresh=False)
+    at_work, ended, frames, workers = {}, {}, 0, min(pick_workers(workers, clip), len(todo))
+    with (naming_deaths(store), Bar(desc="features", total=len(todo), disable=not (progress and todo),
+                                    unit="video") as bar,
+          closing(decoded([item.source for item in todo], clip, settings, workers)) as parts):
+        for number, part in parts:
+            video = at_work.setdefault(number, Gathering(clip, settings))
+            if isinstance(part, Part): video.feed(part)
+            else:
+                ended[number] = put_away(store, todo[number], at_work.pop(number), part)
+                frames += 0 if ended[number] else video.frames
+                rate, bad = frames / (time.time() - start), sum(map(bool, ended.values()))
+                bar.set_postfix_str(f"{rate:.0f} frames/s, {bad} failed", refresh=False)
+                bar.update()
+    done = [item.id for item in made] + [todo[n].id for n in sorted(ended) if not ended[n]]
+    failed = [(todo[n].id, ended[n]) for n in sorted(ended) if ended[n]]
     return Summary(done, [item.id for item in there], failed, frames, round(time.time() - start, 1))
 
-# %% ../nbs/05_features.ipynb #c048
+# %% ../nbs/05_features.ipynb #c042
 def load_all(
     items: Iterable[VideoItem],
     store: FeatureStore,         # or what has its `root`, `path` and `load`
@@ -525,7 +509,7 @@ def store_folder(
     place = hashlib.sha256(str(Path(root).expanduser().resolve()).encode()).hexdigest()[:6] if root else ""
     return cache_dir("features", "-".join(filter(None, (benchmark.name, place, settings.hash))))
 
-# %% ../nbs/05_features.ipynb #c051
+# %% ../nbs/05_features.ipynb #c045
 def shard(
     items: Iterable,
     part: str,                   # i/n, such as 0/4

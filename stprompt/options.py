@@ -85,8 +85,8 @@ def read_options(
     "The options of plain values; what is wrong names the file. Raises the options' error."
     if not isinstance(values, dict):
         raise options.error(f"{where}: expected the options of {options.__name__}, found {values!r:.80}")
-    tuples = {name: tuple(map(tuple, value)) if value and isinstance(value[0], list) else tuple(value)
-              for name, value in values.items() if isinstance(value, list)}
+    as_tuple = lambda value: tuple(map(as_tuple, value)) if isinstance(value, list) else value
+    tuples = {name: as_tuple(value) for name, value in values.items() if isinstance(value, list)}
     try: return options(**{**values, **tuples})
     except options.error as error: raise options.error(f"{where}: {error}") from None
 

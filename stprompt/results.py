@@ -143,7 +143,8 @@ def metric_table(
             said = PAPER[paper].get(name)
             row[f"paper ({paper})"] = "not reported" if said is None else f"{said:.2f}"
         row[f"ours ({benchmark})"] = f"{metric['mean']:.2f}{spread}"
-        row["95 % interval"] = f"{span[0]:.2f} to {span[1]:.2f}" if span else "none"
+        row["95 % interval"] = f"{span[0]:.2f} to {span[1]:.2f}" if span else "-"
+        row["n"] = metric.get("n", "-")
         row["best trivial answer"] = f"{floor:.2f}" if floor is not None else "none"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -157,7 +158,7 @@ def markdown(table: pd.DataFrame) -> str:
 # %% ../nbs/22_results.ipynb #c021
 def merge_seeds(
     reports: dict[int, Report],     # {seed: Report}
-) -> dict[str, dict]:               # {name: {"mean", "ci95", "per_seed"[, "std"]}}
+) -> dict[str, dict]:               # {name: {"mean", "ci95", "per_seed"[, "n"][, "std"]}}
     "Mean over seeds; `ci95` is the interval over videos, its ends averaged over seeds. Raises ResultError."
     if len({frozenset(report.metrics) for report in reports.values()}) > 1:
         raise ResultError("the seeds' reports hold different metrics; evaluate all of them the same way")
@@ -168,6 +169,7 @@ def merge_seeds(
         spans = [report.metrics[name]["ci95"] for report in reports.values()]
         span = np.mean(spans, 0).tolist() if all(spans) else None
         merged[name] = {"mean": float(np.mean(values)), "ci95": span, "per_seed": per_seed}
+        if "n" in (known := next(iter(reports.values())).metrics[name]): merged[name]["n"] = known["n"]
         if len(values) > 1: merged[name]["std"] = float(np.std(values, ddof=1))
     return merged
 
@@ -250,13 +252,17 @@ def table_page(
         f"# {record.experiment}",
         f"Paper: {record.paper}." if record.paper else "Not a table of the paper.",
         markdown(metric_table(record, name, paper)),
-        f"Percent. Interval: bootstrap over videos. Seeds: {', '.join(map(str, record.seeds))}{many}. "
+        f"Percent. Interval: bootstrap over n videos, none below ten. "
+        f"Seeds: {', '.join(map(str, record.seeds))}{many}. "
         f"Checkpoint selected on: {record.selected_on or 'not applicable'}.",
         f"Benchmark {name} ({str(benchmark.get('sha256', 'no checksum'))[:12]}), "
         f"backbone {clip.get('name', 'none')} / {clip.get('weights', 'none')}; "
         f"code {code['commit'][:40]}{' with local changes' if code['dirty'] else ''}; {machine['cpu']}, "
         f"GPU {machine['gpu']}, torch {machine['torch']}; {record.seconds:.0f} s, started {record.started}.",
     ]
+    if record.more.get("departures"):
+        paragraphs.append("\n".join(["Not the paper's setting:", "",
+                                     *(f"- {line}" for line in record.more["departures"])]))
     if record.by_size:
         paragraphs += ["By tercile of the anomaly's area:", markdown(size_table(record.by_size))]
     if record.skipped:

@@ -147,3 +147,43 @@ def test_reversed_time_is_reversed_output():
     model, x = TemporalAdapter(8), torch.randn(1, 90, 8)
     assert torch.allclose(model(x).flip(1), model(x.flip(1)), atol=1e-5)
     assert torch.allclose(distance_attention([5])[0].sum(1), torch.ones(5))
+
+
+# ---- fast, and the same ---------------------------------------------------------------------------------
+def grads(y, *of):
+    "Gradients of a sum of squares."
+    return torch.autograd.grad(y.square().sum(), of)
+
+
+@pytest.mark.parametrize("shape", [(300, 256), (3, 70, 256), (1, 1, 512)])
+def test_the_fused_ffn_is_the_ffn(shape):
+    torch.manual_seed(0)
+    layer, x = module.ffn(shape[-1]), torch.randn(shape, requires_grad=True)
+    assert layer[0].out_features >= module.WIDE
+    fused, plain = module.feed_forward(x, layer), layer(x)
+    assert torch.allclose(fused, plain, atol=1e-6)
+    for ours, theirs in zip(grads(fused, x, *layer.parameters()), grads(plain, x, *layer.parameters())):
+        assert ours.shape == theirs.shape and (ours - theirs).abs().max() <= 2e-6 * theirs.abs().max()
+
+
+def test_the_fused_gradient_is_a_gradient():
+    torch.manual_seed(0)
+    sizes = (3, 4), (6, 4), (6,), (4, 6), (4,)
+    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    assert torch.autograd.gradcheck(module.FusedFFN.apply, inputs)
+
+
+def test_narrow_layers_are_torchs_own():
+    torch.manual_seed(0)
+    layer, x = module.ffn(128), torch.randn(2, 9, 128)
+    assert torch.equal(module.feed_forward(x, layer), layer(x))
+
+
+def test_far_frames_weigh_exactly_nothing():
+    weights = module.distance_attention(torch.tensor([256, 40]))
+    assert weights[0, 0, 69:].count_nonzero() <= 1 and weights[0, 0, 60] > 0
+    assert (weights[weights > 0] > 1e-30).all() and torch.allclose(weights.sum(-1), torch.ones(2, 256))
+    x = torch.randn(2, 256, 8, generator=torch.Generator().manual_seed(0))
+    place = torch.arange(256.)
+    exact = (-(place[:, None] - place).abs()).softmax(-1) @ x[:1]
+    assert torch.equal(module.distance_average(x[:1], linear=False), exact)

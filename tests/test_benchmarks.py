@@ -709,7 +709,8 @@ def test_through_the_stages(made, tmp_path, monkeypatch, name):
     from stprompt.experiments import TrainJob, evaluate, fit, locate, prepare, score
     from stprompt.sweeps import localizer_table
     monkeypatch.setenv("STPROMPT_CACHE", str(tmp_path/"cache"))
-    job = TrainJob(dataset=name, root=str(made(name)), epochs=1, out=str(tmp_path/"out"), device="cpu")
+    job = TrainJob(dataset=name, root=str(made(name)), epochs=1, out=str(tmp_path/"out"), device="cpu",
+                   backbone="mini", mode="token")
     data = prepare(job)
     assert data.summary.failed == []
     scored = score(fit(job, data), data)

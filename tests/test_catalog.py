@@ -38,6 +38,12 @@ def clips(root, names=("fight/a", "fight/b", "noFight/a", "noFight/b")):
         (dict(texts="a: b; : c"), "texts='a: b; : c': expected .* found ''"),
         (dict(dataset="ucf_crime", texts="a: b"), "texts='a: b': only one's own data .folder, csv. takes"),
         (dict(dataset="ministreet", root="", texts="a: b"), "ministreet has its own"),
+        (dict(features="nowhere"), "features='nowhere': VadCLIP published .* found 'folder'"),
+        (dict(dataset="ucf_crime", features="nowhere"), "features='nowhere': no such folder"),
+        (dict(validation=.6), "validation=0.6: expected a number from -1"),
+        (dict(validation=-.5), "validation=-0.5: expected a share from 0 to 0.5, or -1"),
+        (dict(dataset="ministreet", root="", validation=.2), "ministreet comes with its own validation"),
+        (dict(dataset="ubnormal", validation=.2), "ubnormal comes with its own validation split"),
     ],
     ids=str,
 )
@@ -98,6 +104,27 @@ def test_a_benchmark_is_listed_as_it_is(name, n):
     source = Source(dataset=name, root=str(lists), annotations=str(lists))
     assert len(open_benchmark(source, complete=False).items()) == n
     with pytest.raises(CatalogError, match=f"{n} of {n} listed videos are not there"): open_benchmark(source)
+
+
+@pytest.mark.parametrize("name, n", [("ucf_crime", 1610), ("shanghaitech", 238)])
+def test_the_share_of_validation_videos(name, n):
+    "0 trains on every video; the benchmark's own is 0.15; the test split stays."
+    lists = SHARED / "annotations" / name
+    if not lists.is_dir(): pytest.skip("official lists are not here (../shared/annotations)")
+    opened = {share: open_benchmark(Source(dataset=name, root=str(lists), validation=share), complete=False)
+              for share in (-1., 0., .15, .4)}
+    count = {share: (len(one.train), len(one.validation)) for share, one in opened.items()}
+    assert count[0.] == (n, 0) and count[-1.] == count[.15]
+    assert .1 < count[.15][1] / n < .2 and .35 < count[.4][1] / n < .45     # each class on its own
+    assert len({one.test for one in opened.values()}) == 1
+
+
+def test_official_validation_videos_are_never_trained_on():
+    lists = SHARED / "annotations" / "ubnormal"
+    if not lists.is_dir(): pytest.skip("official lists are not here (../shared/annotations)")
+    with_it, without = (open_benchmark(Source(dataset="ubnormal", root=str(lists), validation=share),
+                                       complete=False) for share in (-1., 0.))
+    assert with_it.train == without.train and len(with_it.validation) == 64 and not without.validation
 
 
 def test_the_bundled_benchmark_needs_no_place(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from stprompt import clip as module
@@ -20,9 +21,11 @@ from stprompt.clip import (
     BackboneError,
     FrozenCLIP,
     build_clip,
+    enlarge,
     load_backbone,
     mini_config,
     pick_device,
+    pick_precision,
     squeeze,
     wants_quick_gelu,
 )
@@ -78,13 +81,69 @@ def test_frames_windows_text_are_open_clips(config):
     sentences = ["fire", "a picture of a long road beside a tree", "people, fighting!", "word " * 200]
     assert torch.allclose(clip.text(sentences), clip.model.encode_text(clip.tokenizer(sentences)), atol=1e-5)
 
+def pil_resized(picture, side):
+    "As OpenAI's preprocessing resizes a square."
+    return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
+
 @torch.no_grad()
 def test_a_crop_is_the_enlarged_window(clip):
     square = squeeze(PICTURES[0], 224)
     got = clip.windows(square[None], 80, 48, "crop")[0]
     for r, c in ((0, 0), (3, 1), (1, 2)):
-        window = squeeze(square[48 * r:48 * r + 80, 48 * c:48 * c + 80], 224)
+        window = pil_resized(square[48 * r:48 * r + 80, 48 * c:48 * c + 80], 224)
         assert torch.allclose(got[r, c], clip.model.encode_image(ready(clip, [window]))[0], atol=1e-4)
+
+
+def kinds_of_pictures(size):
+    "Noise, noise of two colours, a ramp and a checkerboard, uint8 [8, size, size, 3]."
+    rng = np.random.default_rng(size)
+    noise = rng.integers(0, 256, (4, size, size, 3), np.uint8)
+    hard = rng.integers(0, 2, (2, size, size, 3), np.uint8) * 255
+    y, x = np.mgrid[:size, :size]
+    drawn = np.stack([x * 255 // max(1, size - 1), (x + y) % 2 * 255]).astype(np.uint8)
+    return np.concatenate([noise, hard, np.repeat(drawn[..., None], 3, -1)])
+
+@pytest.mark.parametrize("size, side", [(32, 224), (80, 224), (112, 224), (17, 64), (1, 64), (32, 336),
+                                        (224, 224), (300, 224), (97, 64), (640, 224)])
+def test_enlarged_windows_are_pils_pixels(size, side):
+    "What grows, what keeps its size and what shrinks: within 1/255, and in fact to the last bit."
+    pictures = kinds_of_pictures(size)
+    want = torch.from_numpy(np.stack([pil_resized(one, side) for one in pictures])).permute(0, 3, 1, 2)
+    got = enlarge(torch.from_numpy(pictures).permute(0, 3, 1, 2), side)
+    assert got.dtype == torch.float32 and got.min() >= 0 and got.max() <= 255
+    assert torch.equal(got, want.float())
+
+def test_openais_own_preprocessing(clip):
+    "The same through torchvision, normalised: within 1/255 of each channel's deviation."
+    from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+    mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
+    theirs = Compose([Resize(224, InterpolationMode.BICUBIC), ToTensor(), Normalize(mean, std)])
+    pictures = kinds_of_pictures(48)
+    want = torch.stack([theirs(Image.fromarray(one)) for one in pictures])
+    got = enlarge(torch.from_numpy(pictures).permute(0, 3, 1, 2), 224)
+    assert ((got / 255 - clip.mean) / clip.std - want).abs().max() < 1e-5
+
+@torch.no_grad()
+def test_every_window_is_cut_where_it_belongs(clip, monkeypatch):
+    "The pixels that crop mode embeds, over two frames and three grids, against PIL on slices."
+    seen, right = [], module.embed_patches
+    monkeypatch.setattr(module, "embed_patches", lambda c, x: seen.append(x.float()) or right(c, x))
+    squares = [squeeze(picture, 224) for picture in PICTURES[:2]]
+    for size, stride in ((80, 48), (100, 124), (224, 7)):
+        seen.clear()
+        clip.windows(np.stack(squares), size, stride, "crop")
+        starts = range(0, 224 - size + 1, stride)
+        want = [pil_resized(one[y:y + size, x:x + size], 224) for one in squares for y in starts
+                for x in starts]
+        assert torch.equal(torch.cat(seen), torch.from_numpy(np.stack(want)).permute(0, 3, 1, 2).float())
+
+def test_memory_of_crops_is_bounded(monkeypatch):
+    "However many windows there are, few are enlarged at a time."
+    clip, most, right = FrozenCLIP.from_config(tiny()), [], module.enlarge
+    clip.batch = 17 * 5
+    monkeypatch.setattr(module, "enlarge", lambda x, side: most.append(len(x)) or right(x, side))
+    assert clip.windows(PICTURES, 16, 8, "crop").shape == (3, 7, 7, 16)
+    assert max(most) == 5 and sum(most) == 3 * 49
 
 
 @torch.no_grad()
@@ -145,6 +204,71 @@ def test_features_may_be_trained_on(clip):
     parts = clip.frames(PICTURES), clip.text(["fire"]), clip.windows(PICTURES[:1])
     sum(head(part).sum() for part in parts).backward()
     assert head.weight.grad.abs().sum() > 0
+
+
+# ---- precision ----------------------------------------------------------------------------------------
+def test_half_the_bits_is_the_same_clip():
+    """bf16 on the CPU: float32 out, near the same features in both modes, the same identity; and whoever
+    asks for nothing gets fp32 there, bit for bit."""
+    full, auto, half = (FrozenCLIP.load("mini", None, "cpu", p) for p in ("fp32", "auto", "bf16"))
+    assert (full.precision, auto.precision, half.precision) == ("fp32", "fp32", "bf16")
+    assert half.identity == full.identity and set(full.identity) == {"name", "weights", "sha256"}
+    assert torch.equal(auto.frames(PICTURES), full.frames(PICTURES))
+    assert half.model.visual.proj.dtype == torch.bfloat16
+    for found in (lambda c: c.frames(PICTURES), lambda c: c.windows(PICTURES),
+                  lambda c: c.windows(PICTURES[:1], 80, 48, "crop"), lambda c: c.text(["fire", "a tree"])):
+        a, b = found(full), found(half)
+        assert b.dtype == torch.float32 and a.shape == b.shape and not torch.equal(a, b)
+        assert torch.cosine_similarity(a, b, dim=-1).min() > .999
+    assert half.frames(PICTURES[:0]).dtype == torch.float32
+
+def test_prompts_are_learned_in_single_precision():
+    "float32 in, float32 out, the gradient that of fp32 to the last bit."
+    def learn(precision):
+        clip = FrozenCLIP.load("mini", None, "cpu", precision)
+        context = torch.full((8, clip.token_width), .01, requires_grad=True)
+        found = clip.prompts(context, ["fire", "people fighting"])
+        found.square().sum().backward()
+        return found.detach(), context.grad
+
+    full, half = learn("fp32"), learn("bf16")
+    assert half[0].dtype == half[1].dtype == torch.float32 and half[1].abs().sum() > 0
+    assert torch.equal(full[0], half[0]) and torch.equal(full[1], half[1])
+
+@pytest.mark.parametrize("values, says", [
+    ({"precision": "fp16", "device": "cpu"}, "precision='fp16': a CPU does not compute in it; use auto, fp"),
+    ({"precision": "float32"}, "precision='float32': choose one of auto, fp32, bf16, fp16"),
+])
+def test_precisions_that_cannot_be(values, says):
+    with pytest.raises(BackboneError, match=says): Backbone(**values)
+    with pytest.raises(BackboneError, match=says.replace("one of ", "")):
+        FrozenCLIP.load(device="cpu", precision=values["precision"])
+
+def test_a_gpu_has_its_precisions(monkeypatch):
+    "bf16 on what has it, fp32 on older ones, where bf16 is one sentence; fp16 on both when asked for."
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    for generation, auto in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=generation: found)
+        assert pick_precision("auto", "cuda:0") == auto
+        assert [pick_precision(name, "cuda:0") for name in ("fp32", "fp16")] == ["fp32", "fp16"]
+    with pytest.raises(BackboneError, match="precision='bf16': Old GPU does not have it; use auto, fp32 or"):
+        pick_precision("bf16", "cuda:0")
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu():
+    "The windows' pixels are the CPU's; fp32 features are near, bf16 and fp16 within a cosine of 0.999."
+    for size in (32, 80, 112):
+        cuts = torch.from_numpy(kinds_of_pictures(size)).permute(0, 3, 1, 2)
+        assert torch.equal(enlarge(cuts.cuda(), 224).cpu(), enlarge(cuts, 224))
+    want = FrozenCLIP.load("mini", device="cpu").windows(PICTURES, mode="crop")
+    assert FrozenCLIP.load("mini", device="cuda").precision in ("bf16", "fp32")
+    for precision in ("fp32", "bf16", "fp16"):
+        clip = FrozenCLIP.load("mini", device="cuda", precision=precision)
+        got = clip.windows(PICTURES, mode="crop").cpu()
+        assert got.dtype == torch.float32 and torch.cosine_similarity(got, want, dim=-1).min() > .999
+        context = torch.zeros(8, clip.token_width, device="cuda", requires_grad=True)
+        clip.prompts(context, ["fire"]).square().sum().backward()
+        assert context.grad.dtype == torch.float32 and context.grad.norm() > 0
 
 
 # ---- prompts ------------------------------------------------------------------------------------------
@@ -396,8 +520,8 @@ def test_options_that_cannot_be(values, says):
 
 def test_options_load_nothing_until_asked(monkeypatch):
     monkeypatch.setattr(FrozenCLIP, "load", classmethod(lambda cls, *asked: asked))
-    assert load_backbone(Backbone("ViT-B-16", "openai", "cpu")) == ("ViT-B-16", "openai", "cpu")
-    assert load_backbone(Backbone()) == ("mini", None, "auto")
+    assert load_backbone(Backbone("ViT-B-16", "openai", "cpu")) == ("ViT-B-16", "openai", "cpu", "auto")
+    assert load_backbone(Backbone(precision="fp32")) == ("mini", None, "auto", "fp32")
 
 def test_every_process_has_its_own_gpu(monkeypatch):
     "On a machine with two: by the number that the launcher gives to each process of a machine."

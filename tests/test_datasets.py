@@ -191,6 +191,14 @@ def listed(root, text, **options):
 BASE = "v0.mp4,Normal,,\nv1.mp4,Normal,,\nv2.mp4,Fire,.2,.6\nv3.mp4,Fire,0,1\nv4.mp4,Brawl,.5,1\n"
 
 
+def test_a_list_of_ones_own_names_absolute_paths(films, tmp_path):
+    rows = "".join(f"{films}/v{n}.mp4,{'Fire' if n > 4 else 'Normal'}\n" for n in range(10))
+    (tmp_path/"mine.csv").write_text("path,label\n" + rows)
+    found = csv_benchmark(tmp_path/"mine.csv")
+    assert {item.source for item in found.items()} == {films/f"v{n}.mp4" for n in range(10)}
+    assert all(item.id == str(item.source.with_suffix("")).lstrip("/") for item in found.items())
+
+
 @pytest.mark.parametrize("text, words", [
     ("", "line 1: expected the columns"), ("path\nv0.mp4\n", "line 1"),
     ("path,label,colour\n", "line 1.*colour"), ("path,label,start\n", "line 1"),
@@ -200,7 +208,7 @@ BASE = "v0.mp4,Normal,,\nv1.mp4,Normal,,\nv2.mp4,Fire,.2,.6\nv3.mp4,Fire,0,1\nv4
     ("path,label\nv0.mp4,\n", "line 2: has no label"),
     ("path,label\n,Fire\n", "line 2: path ''"), ("path,label\nv77.mp4,Fire\n", "line 2: there is no video"),
     ("path,label\n../v0.mp4,Fire\n", "line 2.*leads out"),
-    ("path,label\n/etc/passwd,Fire\n", "line 2.*leads out"),
+    ("path,label\n/etc/passwd,Fire\n", "line 2: there is no video /etc/passwd"),
     ("path,label\n..\\v0.mp4,Fire\n", "line 2.*leads out"),
     ("path,label\nC:\\v0.mp4,Fire\n", "line 2.*leads out"), ('path,label\n"v0.mp4,Fire\n', "no CSV"),
     ("path,label,start,end\n" + BASE + "v5.mp4,Fire,.5,\n", "line 7.*'0?.5' and ''"),

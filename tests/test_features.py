@@ -3,6 +3,7 @@ names that leave the root, many processes."""
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -22,26 +26,25 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from stprompt import decoding, files
 from stprompt import features as module
-from stprompt import files
 from stprompt.clip import FrozenCLIP, mini_config
 from stprompt.datasets import Benchmark, DatasetError, VideoItem
+from stprompt.decoding import ahead, decoded, prepared, ten_crops
 from stprompt.features import (
     FeatureError,
     FeatureSettings,
     FeatureStore,
     Summary,
     VideoFeatures,
-    ahead,
     extract,
     extract_video,
     failures,
     gather,
     load_all,
-    prepared,
+    pick_workers,
     shard,
     store_folder,
-    ten_crops,
     together,
 )
 from stprompt.motion import AGGREGATES, aggregate, motion_prior
@@ -142,7 +145,7 @@ def test_a_variable_frame_rate_keeps_its_times(clip, settings, tmp_path):
 def test_the_backbone_may_fail_without_hanging(clip, settings, video, monkeypatch):
     "An error while encoding ends the decoding thread too."
     started = threading.active_count()
-    monkeypatch.setattr(module, "overlapped", lambda parts, clip: ahead(parts))
+    for room in (decoding, module): monkeypatch.setattr(room, "overlapped", lambda parts, clip: ahead(parts))
     broken = lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no memory"))
     monkeypatch.setattr(FrozenCLIP, "encode", broken)
     with pytest.raises(RuntimeError, match="no memory"): extract_video(video, clip, settings, chunk=1)
@@ -155,7 +158,7 @@ def test_threads_change_nothing(clip, settings, tmp_path, monkeypatch):
     items.insert(1, VideoItem("bad", film(tmp_path / "films" / "bad.mp4", 70)))
     items[1].source.write_bytes(items[1].source.read_bytes()[:-2000])
     inline = extract(items, clip, FeatureStore(tmp_path / "inline", settings), progress=False)
-    monkeypatch.setattr(module, "overlapped", lambda parts, clip: ahead(parts))
+    for room in (decoding, module): monkeypatch.setattr(room, "overlapped", lambda parts, clip: ahead(parts))
     started = threading.active_count()
     threads = extract(items, clip, FeatureStore(tmp_path / "threads", settings), progress=False)
     assert threading.active_count() <= started                      # nothing runs on
@@ -166,9 +169,9 @@ def test_threads_change_nothing(clip, settings, tmp_path, monkeypatch):
 
 def test_one_thread_means_one(clip, monkeypatch):
     parts = iter([1])
-    assert module.overlapped(parts, clip) is parts
+    assert decoding.overlapped(parts, clip) is parts
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert module.overlapped(parts, clip) is not parts
+    assert decoding.overlapped(parts, clip) is not parts
 
 @pytest.mark.parametrize("shape", [(64, 96), (96, 64), (300, 500)])
 def test_ten_crops(clip, tmp_path, shape):
@@ -218,6 +221,128 @@ def test_ahead_is_bounded_and_stops():
     with pytest.raises(VideoError, match="damaged here"): list(ahead(broken()))
 
 
+# ---- several processes that decode ---------------------------------------------------------------
+def awkward(folder):
+    "Videos of several lengths; a damaged one and one whose header claims too much are among them."
+    items = [VideoItem(f"{n}", film(folder / f"{n}.mp4", n)) for n in (3, 70, 9, 30)]
+    bad, lie = VideoItem("bad", film(folder / "bad.mp4", 70)), VideoItem("lie", film(folder / "lie.avi", 40))
+    bad.source.write_bytes(bad.source.read_bytes()[:-2000])
+    lie.source.write_bytes(overclaimed(lie.source.read_bytes(), 40))
+    return [items[0], bad, *items[1:], lie]
+
+def overclaimed(data, count):
+    "An AVI whose header claims 200 frames."
+    for tag, offset in ((b"avih", 24), (b"strh", 40)):
+        at = data.index(tag) + offset
+        assert int.from_bytes(data[at : at + 4], "little") == count
+        data = data[:at] + (200).to_bytes(4, "little") + data[at + 4:]
+    return data
+
+def files_of(store): return {p.name: p.read_bytes() for p in store.root.iterdir()}
+
+@pytest.mark.parametrize("crops", [1, 10])
+def test_workers_change_nothing(clip, tmp_path, crops):
+    "Two decoding processes, ten views too: the bytes, the notes, the order and the warning of one thread."
+    (tmp_path / "films").mkdir()
+    items = awkward(tmp_path / "films")[:None if crops == 1 else 2]
+    chosen = FeatureSettings(clip.identity, stride=4 if crops == 1 else 16, crops=crops)
+    summaries, stores = [], [FeatureStore(tmp_path / f"{n}", chosen) for n in (0, 2)]
+    for store in stores:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            workers = int(store.root.name)
+            summaries.append(extract(items, clip, store, progress=False, workers=workers))
+        if crops == 1: assert [str(w.message)[-50:] for w in said] == [
+            "the header claims 200 frames, 40 are there; the 40 are used"[-50:]]
+    one, two = summaries
+    assert (one.done, one.failed, one.frames) == (two.done, two.failed, two.frames)
+    assert one.done == [item.id for item in items if item.id != "bad"] and one.failed[0][0] == "bad"
+    assert files_of(stores[0]) == files_of(stores[1]) and "bad.failed.json" in files_of(stores[1])
+    again = extract(items, clip, stores[1], progress=False, workers=2)
+    assert again.skipped == one.done and [id for id, _ in again.failed] == ["bad"]
+    assert multiprocessing.active_children() == []
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+def test_workers_decode_at_once_and_not_far_ahead(clip, settings, monkeypatch):
+    """While nobody asks, every worker fills its two places and stops: all decode at the same time, and the
+    memory is that of a few parts."""
+    made = multiprocessing.Array("i", 3)
+
+    def endless(source, settings, side):
+        while True:
+            made[int(source)] += 1
+            yield decoding.Part(np.zeros(1, np.int64), np.zeros(1), [np.zeros((1, side, side, 3), np.uint8)])
+
+    monkeypatch.setattr(decoding, "prepared", endless)
+    with closing(decoded("012", clip, settings, 3)) as parts:
+        assert next(parts)[0] == 0
+        until = time.time() + 30
+        while sum(made) < 7 and time.time() < until: time.sleep(.1)
+        time.sleep(.3)
+        assert list(made) == [3, 2, 2]               # one was taken from worker 0; two wait in each
+        assert [next(parts)[0] for _ in range(5)] == [1, 2, 0, 1, 2]
+    assert multiprocessing.active_children() == []
+
+def test_a_worker_that_dies_is_one_sentence(clip, settings, tmp_path, monkeypatch):
+    "SIGKILL, as the system does it when memory is short: what was finished stays, the next run goes on."
+    (tmp_path / "films").mkdir()
+    items = [VideoItem(f"{n}", film(tmp_path / "films" / f"{n}.mp4", n)) for n in (3, 120, 5, 130)]
+    store, right, calls = FeatureStore(tmp_path / "store", settings), FrozenCLIP.encode, []
+
+    def encode(*a, **k):
+        calls.append(1)
+        if len(calls) == 3: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        return right(*a, **k)
+
+    monkeypatch.setattr(FrozenCLIP, "encode", encode)
+    with pytest.raises(FeatureError, match="a process that decodes died .*: run again to go on") as caught:
+        extract(items, clip, store, progress=False, workers=2)
+    assert "\n" not in str(caught.value) and multiprocessing.active_children() == []
+    assert files_of(store).keys() >= {"settings.json", "3.safetensors"} and len(files_of(store)) < 5
+    assert not [name for name in files_of(store) if name.startswith(".")]
+    monkeypatch.setattr(FrozenCLIP, "encode", right)
+    again = extract(items, clip, store, progress=False, workers=2)
+    assert "3" in again.skipped and set(again.done + again.skipped) == {"3", "120", "5", "130"}
+    extract(items, clip, other := FeatureStore(tmp_path / "other", settings), progress=False)
+    assert files_of(store) == files_of(other)
+
+def test_control_c_ends_the_workers_too(clip, settings, tmp_path, monkeypatch):
+    (tmp_path / "films").mkdir()
+    items = [VideoItem(f"{n}", film(tmp_path / "films" / f"{n}.mp4", n)) for n in (3, 120, 130)]
+    store, right, calls = FeatureStore(tmp_path / "store", settings), FrozenCLIP.encode, []
+
+    def encode(*a, **k):
+        calls.append(1)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return right(*a, **k)
+
+    monkeypatch.setattr(FrozenCLIP, "encode", encode)
+    with pytest.raises(KeyboardInterrupt): extract(items, clip, store, progress=False, workers=2)
+    assert multiprocessing.active_children() == []
+    assert sorted(files_of(store)) == ["3.safetensors", "settings.json"]
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_is_fed_by_several_processes(tmp_path):
+    "The default workers make the store of none, beside a CUDA context; its settings name the precision."
+    clip = FrozenCLIP.load("mini", device="cuda")
+    chosen = FeatureSettings(clip.identity, stride=4, precision=clip.precision)
+    items = [VideoItem(f"{n}", film(tmp_path / "films" / f"{n}.mp4", n)) for n in (3, 70, 9, 30)]
+    one, many = (FeatureStore(tmp_path / name, chosen) for name in ("one", "many"))
+    for store, workers in ((one, 0), (many, None)):
+        assert len(extract(items, clip, store, progress=False, workers=workers).done) == 4
+    assert files_of(one) == files_of(many)
+
+def test_how_many_workers(clip, monkeypatch):
+    gpu = SimpleNamespace(device=torch.device("cuda:0"))
+    for cores, want in ((2, 2), (64, 4), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert pick_workers(None, gpu) == want
+    assert [pick_workers(n, clip) for n in (None, 3)] == [0, 3] and pick_workers(0, gpu) == 0
+    for wrong in (-1, True, 1.5, "2"):
+        with pytest.raises(FeatureError, match="workers=.*: expected a whole number of at least 0, or None"):
+            pick_workers(wrong, clip)
+
+
 # ---- the store -----------------------------------------------------------------------------------
 def test_what_is_saved_comes_back(settings, tmp_path):
     store, f = FeatureStore(tmp_path, settings), some(5, windows=torch.ones(5, 2, 2, 4))
@@ -261,7 +386,7 @@ def test_tensors_that_do_not_belong_together(settings, tmp_path):
 
 @pytest.mark.parametrize("change", [
     dict(stride=8), dict(window=48, window_stride=48), dict(mode="crop"), dict(k=3),
-    dict(clip={"name": "other"}), dict(keep_windows=True), dict(crops=10)], ids=str)
+    dict(clip={"name": "other"}), dict(keep_windows=True), dict(crops=10), dict(precision="bf16")], ids=str)
 def test_settings_do_not_mix(settings, tmp_path, change):
     store, other = FeatureStore(tmp_path / "s", settings), dataclasses.replace(settings, **change)
     store.save("a", some())
@@ -280,6 +405,25 @@ def test_the_wrong_backbone_writes_nothing(clip, settings, tmp_path, video):
     with pytest.raises(FeatureError, match="not of this backbone"):
         extract([VideoItem("a", video)], FrozenCLIP.from_config(mini_config(), 1), store, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["settings.json"]
+
+def test_another_precision_is_another_store(clip, settings, tmp_path, video):
+    "fp32 features and bf16 features never share a folder; a store of before is one of fp32."
+    half = FrozenCLIP.load("mini", None, "cpu", "bf16")
+    chosen = FeatureSettings(half.identity, stride=16, precision=half.precision)
+    assert chosen.hash != dataclasses.replace(chosen, precision="fp32").hash
+    assert "precision" not in settings.as_json() and '"precision": "bf16"' in chosen.as_json()
+    store = FeatureStore(tmp_path / "half", chosen)
+    assert extract([VideoItem("a", video)], half, store, progress=False).done == ["a"]
+    assert store.load("a").frame.dtype == torch.float32
+    full = FrozenCLIP.load("mini", None, "cpu")
+    with pytest.raises(FeatureError, match="in bf16, not of this backbone, .* in fp32"):
+        extract([VideoItem("a", video)], full, store, progress=False)
+    with pytest.raises(FeatureError, match="made with precision='bf16', not 'fp32'"):
+        FeatureStore(tmp_path / "half", dataclasses.replace(chosen, precision="fp32"))
+    near = extract_video(video, full, dataclasses.replace(chosen, precision="fp32"))
+    for row, x in (("frame", near.frame), *near.aggregates.items()):
+        other = store.load("a").frame if row == "frame" else store.load("a").aggregates[row]
+        assert torch.cosine_similarity(x, other).min() > .999, row
 
 @pytest.mark.parametrize("id", ["../a", "a/../../b", "/etc/passwd", "x\0y"])
 def test_names_that_leave_the_store(settings, tmp_path, id):
@@ -383,12 +527,8 @@ def test_videos_that_lie(clip, settings, tmp_path):
         film(tmp_path / f"{n}.h264", 8, size).read_bytes() for n, size in enumerate([(48, 64), (64, 96)])
     ]
     (tmp_path / "change.h264").write_bytes(b"".join(parts))
-    data = film(tmp_path / "lie.avi", 40).read_bytes()
-    for tag, offset in ((b"avih", 24), (b"strh", 40)):
-        at = data.index(tag) + offset
-        assert int.from_bytes(data[at : at + 4], "little") == 40
-        data = data[:at] + (200).to_bytes(4, "little") + data[at + 4:]
-    (tmp_path / "lie.avi").write_bytes(data)
+    lie = film(tmp_path / "lie.avi", 40)
+    lie.write_bytes(overclaimed(lie.read_bytes(), 40))
     store = FeatureStore(tmp_path / "store", settings)
     items = [VideoItem("change", tmp_path / "change.h264"), VideoItem("lie", tmp_path / "lie.avi")]
     with pytest.warns(UserWarning, match="claims 200 frames, 40 are there"):
@@ -430,19 +570,39 @@ def wait(part, path):                               # stop for ever between a wr
         sys.stdin.read()
     right(part, path)
 files.os.replace = wait
-features.extract([VideoItem(p.stem, p) for p in sorted(films.glob("*.mp4"))], clip, store, progress=False)
+items = [VideoItem(p.stem, p) for p in sorted(films.glob("*.mp4"))]
+features.extract(items, clip, store, progress=False, workers=int(sys.argv[3]))
 """
 
-def test_killed_in_the_middle_and_resumed(clip, settings, tmp_path):
-    "kill -9 at the worst moment; the next run finishes, and every file is the one an undisturbed run makes."
+def stats():
+    "{number of a process: number of its parent}, zombies left out."
+    texts = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try: texts[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+        except OSError: pass                                            # it has just ended
+    return {pid: int(words[1]) for pid, words in texts.items() if words[0] != "Z"}
+
+def gone(pids, seconds=30):
+    "Have these processes ended, within so many seconds?"
+    until = time.time() + seconds
+    while (left := set(pids) & set(stats())) and time.time() < until: time.sleep(.2)
+    return not left
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_in_the_middle_and_resumed(clip, settings, tmp_path, workers):
+    """kill -9 at the worst moment; the next run finishes, and every file is the one an undisturbed run
+    makes. Decoding processes do not outlive the killed one."""
     (tmp_path / "films").mkdir()
     for n, name in enumerate("abcde"): film(tmp_path / "films" / f"{name}.mp4", 12 + n)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    killed = subprocess.Popen([sys.executable, "-c", JOB, str(tmp_path / "films"), str(tmp_path / "store")],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    words = str(tmp_path / "films"), str(tmp_path / "store"), str(workers)
+    killed = subprocess.Popen([sys.executable, "-c", JOB, *words], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, env=env)
     assert killed.stdout.readline() == b"here\n"
+    orphans = [pid for pid, parent in stats().items() if parent == killed.pid]
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    assert len(orphans) == workers and gone(orphans)
     names = lambda root: sorted(p.name for p in (tmp_path / root).glob("*.safetensors"))
     assert names("store") == ["a.safetensors", "b.safetensors"]
     halves = list((tmp_path / "store").glob(".*.part"))
@@ -571,7 +731,7 @@ def test_a_row_without_a_number_is_a_failure_of_that_video(clip, tmp_path, monke
     (dict(stride=4), "d365da32f5"),
     (dict(stride=16), "13bb7073a7"),
     (dict(window=80, window_stride=48), "ef01e5d31a"),
-    (dict(mode="crop", k=3), "eb7298c064"),
+    (dict(mode="crop", k=3), "599e2e038d"),
     (dict(keep_windows=True), "3fb2dc6c06"),
     (dict(crops=10), "adce51cde4"),
 ])

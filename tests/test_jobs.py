@@ -104,7 +104,7 @@ def test_every_wrong_parameter_is_named(wrong, words):
 
 @pytest.mark.parametrize("job, wrong, words", [
     (ExtractJob, {"crops": 5}, "crops=5"), (ExtractJob, {"shard": "3/2"}, "shard='3/2'"),
-    (ExtractJob, {"k": 0}, "k=0"), (ExtractJob, {"dataset": "csv", "root": "nowhere.csv"},
+    (ExtractJob, {"k": -1}, "k=-1"), (ExtractJob, {"dataset": "csv", "root": "nowhere.csv"},
                                     "root='nowhere.csv'"),
     (DetectJob, {"video": "none.mp4"}, "video='none.mp4'"), (DetectJob, {"threshold": 1.5}, "threshold=1.5"),
     (SeedJob, {"seeds": "a,b"}, "seeds='a,b'"), (SeedJob, {"seeds": ""}, "seeds=''")])
@@ -117,7 +117,7 @@ def test_the_seeds_job_runs_to_its_end(tmp_path):
     record = run("seeds", tmp_path, size="small", seeds="0,1", epochs=1, device="cpu")
     assert record["seeds"] == [0, 1] and "std" in record["metrics"]["frame_auc"]
     assert len(record["more"]["stages"]) == 8 and len(record["more"]["localizers"]) == 4
-    assert {"queries", "lambda", "best trivial"} <= set(record["more"]["choices"][0])
+    assert {"localizer", "lambda", "best trivial"} <= set(record["more"]["choices"][0])
     assert (tmp_path/"table.md").read_text().count("\n## ") == 3 and (tmp_path/"localization.png").exists()
     assert {p.name for p in (tmp_path/"model").iterdir()} == {"README.md", "config.json",
                                                               "model.safetensors",
@@ -185,6 +185,42 @@ def test_detect_from_the_command_line(smoke, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(p.name for p in (tmp_path/"found").iterdir()) == ["annotated.mp4", "detection.json",
                                                                     "report.html"]
+
+
+def test_detect_from_words_on_the_command_line(tmp_path):
+    "No checkpoint: classes in words, a threshold from a normal video."
+    video, normal = (write_video(tmp_path/name, np.random.default_rng(seed).integers(
+        0, 255, (30, 48, 64, 3), np.uint8), 25) for seed, name in enumerate(("a.mp4", "normal.mp4")))
+    done = command("detect", video, "--classes", "fire: a building on fire; fight: two people fighting",
+                   "--normal", normal, "--device", "cpu", "--no-film", "--out", tmp_path/"found")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(p.name for p in (tmp_path/"found").iterdir()) == ["detection.json", "report.html"]
+    made = json.loads((tmp_path/"found"/"detection.json").read_text())["made_with"]
+    assert made["threshold_from"] == "normal video normal.mp4" and made["model"] == "no training"
+    assert made["settings"]["words"] == {"fire": "a building on fire", "fight": "two people fighting"}
+
+
+FIRE = {"classes": "fire: a building on fire"}
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ({"classes": "fire"}, "classes='fire': expected 'label: words; label: words'"),
+    (FIRE, "an event needs one of the two"),
+    (FIRE | {"threshold": .5, "normal": __file__}, "an event needs one of the two"),
+    (FIRE | {"threshold": .5, "checkpoint": "x"}, "a checkpoint has its own classes; give one of the two"),
+    (FIRE | {"normal": "nowhere.mp4"}, "there is no such file as nowhere.mp4"),
+    (FIRE | {"normal": f"{__file__}; nowhere.mp4"}, "there is no such file as nowhere.mp4"),
+    ({"normal": __file__}, "normal videos belong to classes")])
+def test_words_and_a_checkpoint_are_not_mixed(wrong, words):
+    with pytest.raises(JobError) as error: DetectJob(**wrong)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mistyped_checkpoint_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["detect", "--checkpoint", "results/ministreet-smal/train/model"]) == 2
+    said = capsys.readouterr().err
+    assert "results/ministreet-smal/train/model: there is no such folder" in said and said.count("\n") == 1
 
 
 def test_extract_from_the_command_line(tmp_path):
@@ -266,10 +302,11 @@ def test_the_parameters_of_a_notebook_are_those_of_its_job():
         values = {}
         exec(source(cell), {}, values)
         values = parameters(values)
-        changed = {key: value for key, value in values.items() if getattr(job(), key) != value}
+        given, plain = job(**values), job()      # what is left open is filled in both alike
+        changed = {key: getattr(given, key) for key in values if getattr(given, key) != getattr(plain, key)}
         assert changed == ({"size": "full"} if name == "seeds" else {})
-        assert set(vars(job())) - set(values) <= ({"seed"} if name in ("seeds", "extract")
-                                                  else set()) | {"texts"}
+        free = {"train": set(), "seeds": {"seed"}, "extract": {"seed", "features", "validation"}}
+        assert set(vars(plain)) - set(values) <= free.get(name, set()) | {"texts"}
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="../shared/data/surv_fight is not here")

@@ -467,6 +467,87 @@ def test_bad_options(bad):
     with pytest.raises(LearnerError, match=f"^{next(iter(bad))}="): LearnerOptions(**bad)
 
 
+# ---- read when its turn comes, moved once, in parts ----------------------------------------------------
+def test_a_function_that_gives_features_trains_the_same():
+    asked = []
+    lazy = [(id, lambda id=id, f=f: asked.append(id) or f, labels) for id, f, labels in TRAIN]
+    given, read = (train_model(make(), ToyCLIP(), videos, SHORT) for videos in (TRAIN, lazy))
+    assert same(given.last_state, read.last_state) and asked == [id for id, *_ in TRAIN]
+
+
+def test_labels_are_checked_before_anything_is_read():
+    never = lambda: pytest.fail("read")
+    with pytest.raises(LearnerError, match="video 'b': label 'Flood'"):
+        train_model(make(), ToyCLIP(), [("a", never, ("Fire",)), ("b", never, ("Flood",))], SHORT)
+
+
+def test_many_videos_have_a_bar(capsys):
+    few, many = TRAIN[:2], [(str(i), TRAIN[i % 4][1], TRAIN[i % 4][2]) for i in range(1000)]
+    for videos, shown in ((few, False), (many, True)):
+        make_examples(videos, make(), 4, progress=True)
+        assert ("training features" in capsys.readouterr().err) == shown
+    make_examples(many, make(), 4)
+    assert not capsys.readouterr().err
+
+
+def test_halves_stay_halves_and_train_in_float32():
+    model = make(spatial="none")
+    bare = [(id, dataclasses.replace(f, frame=f.frame.half(), aggregates={}), labels)
+            for id, f, labels in TRAIN]
+    examples = make_examples(bare, model, 30)
+    assert {e.frame.dtype for e in examples} == {torch.float16} and {e.spatial for e in examples} == {None}
+    frame, spatial, *_ = collate(examples[:4])
+    assert frame.dtype == spatial.dtype == torch.float32 and not spatial.any()
+    train_model(model, ToyCLIP(), bare, dataclasses.replace(FAST, epochs=3))
+    scores = score_video(model, bare[1][1])
+    exact = score_video(model, dataclasses.replace(bare[1][1], frame=bare[1][1].frame.float()))
+    assert np.array_equal(scores, exact)
+
+
+@pytest.mark.parametrize("branches", ["both", "classification", "alignment"])
+def test_a_batch_in_parts_is_the_batch(monkeypatch, branches):
+    whole, model = make(branches=branches), make(branches=branches)
+    index = np.arange(24)
+    first = learner.Trainer(whole, ToyCLIP(), TRAIN, SHORT)
+    wanted = first.gradients(index)
+    monkeypatch.setattr(learner, "LARGE", 1000)
+    monkeypatch.setattr(learner, "PART", 5 * 50 * D)
+    second = learner.Trainer(model, ToyCLIP(), TRAIN, SHORT)
+    parts = learner.batch_shares(index, second.examples, second.device)
+    assert len(parts) > 3 and np.array_equal(np.concatenate(parts), index)
+    assert second.gradients(index) == pytest.approx(wanted, rel=1e-5)
+    for ours, theirs in zip(model.parameters(), whole.parameters()):
+        if theirs.grad is None: assert ours.grad is None
+        else: assert torch.allclose(ours.grad, theirs.grad, atol=1e-5 * float(theirs.grad.abs().max()))
+
+
+def test_examples_move_to_the_device_when_they_fit():
+    examples, meta = make_examples(TRAIN[:4], make(), 30), torch.device("meta")
+    size = sum(e.frame.nbytes + e.spatial.nbytes for e in examples)
+    assert learner.at_home(examples, torch.device("cpu")) is examples
+    assert learner.at_home(examples, meta, free=2 * size - 1) is examples
+    assert {x.device.type for e in learner.at_home(examples, meta, free=2 * size)
+            for x in (e.frame, e.spatial)} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("free", [None, 0])
+def test_training_on_a_gpu_at_home_and_from_pinned_memory(monkeypatch, free):
+    home = learner.at_home
+    monkeypatch.setattr(learner, "at_home", lambda examples, device: home(examples, device, free))
+    model, clip = make(), ToyCLIP().to("cuda")
+    prompts = type(clip).prompts
+    monkeypatch.setattr(type(clip), "prompts", lambda self, context, texts: torch.tanh(
+        torch.stack([torch.randn(12, generator=torch.Generator().manual_seed(sum(map(ord, t))))
+                     for t in texts]).to(context) + context.sum(0)) @ self.tower)
+    trainer = learner.Trainer(model, clip, TRAIN, dataclasses.replace(SHORT, device="cuda"))
+    assert {e.frame.is_cuda for e in trainer.examples} == {free is None} and prompts
+    losses = trainer.gradients(np.arange(24))
+    monkeypatch.undo()
+    cpu = learner.Trainer(make(), ToyCLIP(), TRAIN, dataclasses.replace(SHORT, device="cpu"))
+    assert losses == pytest.approx(cpu.gradients(np.arange(24)), rel=1e-4)
+
+
 # ---- scores -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("T", [1, 2, 255, 256, 257, 512, 700])
 def test_any_length_in_chunks(T):

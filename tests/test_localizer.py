@@ -5,6 +5,7 @@ from typing import get_args
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from stprompt import localizer as L
 from stprompt import metrics as M
-from stprompt.video import VideoError
+from stprompt.video import VideoError, read_frames, write_video
 
 ORANGE, GREY = (240, 130, 20), (150, 150, 150)
 
@@ -147,6 +148,104 @@ def test_few_frames_and_odd_sizes(method, n):
     assert len(localizer.boxes(heat)) == n
 
 
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("film")/"film.mp4"
+    write_video(path, (scene(3 * t % 100, 2 * t % 60, 40, 40) for t in range(75)), 25)
+    return path
+
+
+def followed(localizer, film, index, stride=4, n_frames=75):
+    parts = list(localizer.follow(film, np.array(index), stride, n_frames))
+    assert [n for numbers, *_ in parts for n in numbers.tolist()] == index
+    assert all(len(numbers) == len(images) == len(maps[0]) for numbers, images, maps in parts)
+    return parts, np.concatenate([L.fuse(maps) for *_, maps in parts])
+
+
+INDICES = [[0], [72], [0, 4, 8], [40, 72], list(range(0, 73, 4)), [8, 12, 32, 36, 40, 64], [4, 24, 44]]
+
+
+@pytest.mark.parametrize("index", INDICES)
+@pytest.mark.parametrize("method", get_args(L.HeatMethod))
+@pytest.mark.parametrize("chunk", [1, 3, 32])
+def test_a_video_in_parts_has_the_maps_of_all_its_sampled_frames(film, index, method, chunk):
+    sampled = np.concatenate([part.images for part in read_frames(film, stride=4)])
+    whole = build(method=method).heat(sampled)[np.array(index) // 4]
+    localizer = build(method=method, chunk=chunk)
+    parts, found = followed(localizer, film, index)
+    assert np.allclose(found, whole, atol=1e-5)
+    assert max(len(numbers) for numbers, *_ in parts) <= chunk
+    assert np.array_equal(np.concatenate([images for _, images, _ in parts]), sampled[np.array(index) // 4])
+    if method == "text":                                         # no other frame is encoded
+        assert sum(n for n, window, *_ in localizer.clip.calls if window == 32) == len(index)
+
+
+@pytest.mark.parametrize("method", ["motion", "pixels"])
+def test_frames_beside_the_sampled_ones_have_neighbours_at_the_same_distance(film, method):
+    "UCF-Crime counts its boxes from the anomaly's first frame."
+    shifted = np.concatenate([part.images for part in read_frames(film, stride=16, start=5)])
+    whole = build(method=method).heat(shifted)
+    _, found = followed(build(method=method), film, [21, 37, 69], stride=16)
+    assert np.allclose(found, whole[[1, 2, 4]], atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 99), min_size=1), st.integers(1, 20), st.integers(1, 7), st.booleans())
+def test_stretches_hold_every_frame_once_with_its_neighbours(index, stride, longest, around):
+    index = np.array(sorted(index))
+    parts = L.stretches(index, stride, 100, longest, around)
+    assert np.concatenate([part for part, _ in parts]).tolist() == index.tolist()
+    for part, seen in parts:
+        assert len(part) <= longest and set(part.tolist()) <= set(seen.tolist())
+        near = {n for f in part.tolist() for n in (f - stride, f, f + stride) if 0 <= n < 100}
+        assert set(seen.tolist()) == (near if around else set(part.tolist()))
+        assert (np.diff(seen) == stride).all() or not around
+
+
+def test_pictures_come_in_parts_that_share_one_frame_at_either_end(film):
+    wanted = [seen for _, seen in L.stretches(np.arange(0, 73, 4), 4, 75, longest=3)]
+    found = list(L.pictures_at(film, wanted))
+    assert [len(images) for images in found] == [len(seen) for seen in wanted] and max(map(len, found)) == 5
+
+
+@pytest.mark.parametrize("method", ["text", "pixels"])
+def test_a_choice_is_what_a_localizer_with_these_options_does(film, method):
+    from stprompt.sweeps import box_choices
+    index = np.array([8, 12, 40])
+    actual = {f: np.array([[f, 0, f + 40., 50]]) for f in index.tolist()}
+    seen = SimpleNamespace(source=film), SimpleNamespace(n_frames=75, boxes=actual), index, 4
+    found = box_choices(build(method=method), *seen, (.3, 1.), (.4, .9))
+    assert list(found) == [(.3, .4), (.3, .9), (1., .4), (1., .9)]
+    for (fusion, threshold), ious in found.items():
+        localizer = build(method=method, fusion=fusion, threshold=threshold)
+        parts, _ = followed(localizer, film, index.tolist())
+        boxes = localizer.boxes(np.concatenate([L.fuse(maps, fusion) for *_, maps in parts]))
+        assert ious == pytest.approx([M.frame_iou(*pair) for pair in zip(boxes, actual.values())])
+
+
+def test_the_best_threshold_is_one_for_each_method_at_its_lambda():
+    from stprompt.sweeps import best_thresholds
+    index = pd.MultiIndex.from_product([["a", "b"], [.5, 1.]], names=["localizer", "lambda"])
+    table = pd.DataFrame({.5: [1., 9, 3, 0], .8: [2., 1, 1, 7], "n": 5, "best trivial": 50.}, index)
+    assert best_thresholds(table) == {"a": .8, "b": .5} and best_thresholds(table, 1.) == {"a": .5, "b": .8}
+    assert best_thresholds(pd.DataFrame()) == {}
+
+
+def test_a_video_that_ends_too_early_is_named(film):
+    with pytest.raises(L.LocalizerError, match="film.mp4: frame 90 .* ends before it") as error:
+        list(L.pictures_at(film, [np.array([2, 90])]))
+    assert "\n" not in str(error.value)
+
+
+def test_each_method_has_a_threshold_of_its_own_and_a_given_one_stays():
+    assert set(L.BOX_THRESHOLDS) == {*get_args(L.NormalQueries), "motion", "pixels"}
+    own = {L.LocalizerOptions(normal=name).threshold for name in get_args(L.NormalQueries)}
+    assert own == {L.BOX_THRESHOLDS["paper"], L.BOX_THRESHOLDS["extended"]}
+    for method in ("motion", "pixels"):
+        assert L.LocalizerOptions(method=method, normal="extended").threshold == L.BOX_THRESHOLDS[method]
+        assert L.LocalizerOptions(method=method, threshold=.25).threshold == .25
+
+
 def test_fusion_is_linear_between_the_scales():
     frames = scene(20, 20, 60, 50)[None]
     one, two = (build(scales=(s,)).heat(frames) for s in ((32, 32), (80, 48)))
@@ -194,19 +293,20 @@ PED2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "ucsd_ped2"
 
 @pytest.mark.skipif(not PED2.exists(), reason="the UCSD Ped2 frames are not in ../shared/data")
 def test_motion_of_pixels_beats_the_floors_on_real_footage():
+    "All test videos at hand, one of four frames, with the threshold that MiniStreet gave the method."
     truths, samples, boxes, frames = {}, {}, {}, {}
-    localizer = build(method="pixels", scales=((32, 32),))
-    for video in ("01", "04"):
-        images = sorted((PED2 / "testing" / "frames" / video).iterdir())[::4]
-        masks = sorted((PED2 / "masks" / f"Test0{video}_gt").iterdir())[::4]
-        pictures = np.stack([cv2.cvtColor(cv2.imread(str(p)), cv2.COLOR_BGR2RGB) for p in images])
+    localizer = L.Localizer(ColourCLIP(), FIRE, L.LocalizerOptions(method="pixels"))
+    for folder in sorted((PED2 / "testing" / "frames").iterdir()):
+        video, masks = folder.name, sorted((PED2 / "masks" / f"Test0{folder.name}_gt").iterdir())
         mask = np.stack([cv2.imread(str(p), 0) > 0 for p in masks])
-        heat, shown = localizer.heat(pictures), np.flatnonzero(mask.any((1, 2)))
+        shown = np.array([f for f in np.flatnonzero(mask.any((1, 2))) if f % 4 == 0])
         pixels = {int(f): np.nonzero(mask[f]) for f in shown}
         around = {f: [[c.min(), r.min(), c.max() + 1, r.max() + 1]] for f, (r, c) in pixels.items()}
         truths[video] = SimpleNamespace(size=mask.shape[1:], mask=mask.any((1, 2)), boxes=around,
                                         pixel_masks=lambda f, mask=mask: mask[f])
-        samples[video], frames[video] = M.patch_samples(heat[shown], truths[video], shown, 4), shown
-        boxes[video] = {int(f): localizer.boxes(heat[f]) for f in shown}
-    assert M.patch_auc(samples) > 85 > M.patch_floors(truths, frames, 4)["patch_auc"] + 15
-    assert M.mean_iou(M.box_ious(boxes, truths)) > 1.5 * M.box_floors(truths)["best"]
+        heat = np.concatenate([L.fuse(maps) for *_, maps in localizer.follow(folder, shown, 4, len(masks))])
+        samples[video], frames[video] = M.patch_samples(heat, truths[video], shown, 4), shown
+        boxes[video] = dict(zip(shown.tolist(), localizer.boxes(heat)))
+    floors, found = M.box_floors(truths), M.mean_iou(M.box_ious(boxes, truths))
+    assert M.patch_auc(samples) > 90 > M.patch_floors(truths, frames, 4)["patch_auc"] + 10
+    assert found > 18 and found > 1.9 * floors["best"], (found, floors)

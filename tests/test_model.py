@@ -229,9 +229,87 @@ def test_a_damaged_checkpoint(saved, harm, word):
     harm(saved[1])
     with pytest.raises(ModelError, match=word): STPrompt.from_pretrained(saved[1])
 
+@pytest.mark.parametrize("change, words", [
+    (dict(normalize="no"), "normalize='no': expected True or False"),
+    (dict(normalize=1), "normalize=1: expected True or False"),
+    (dict(dim=10**9), "dim=1000000000: expected a whole number from 1 to 65536"),
+    (dict(dim=16.), "dim=16.0: expected a whole number"),
+    (dict(layers=10**6), "layers=1000000"),
+    (dict(sigma="1"), "sigma='1'"),
+    (dict(tau=float("inf")), "tau=inf"),
+    (dict(adapter="distances"), "adapter='distances': choose one of"),
+    (dict(classes=[["Normal", "normal"], ["Fire", 3]]), "classes: expected {label: text}"),
+    (dict(classes=[["Normal", "normal"], 3]), "classes: expected"),
+    (dict(classes=[["Normal", "normal"]]), "at least one other"),
+    (dict(clip={"weights": "openai"}), "found no name"),
+    (dict(clip="ViT-B-16"), "clip="),
+    (dict(spatial="sa3"), "sa3"),
+])
+def test_a_configuration_is_of_its_types_and_within_its_bounds(saved, change, words):
+    edit(saved[1], **change)
+    with pytest.raises(ModelError) as error: STPrompt.from_pretrained(saved[1])
+    assert "config.json" in str(error.value) and words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_shapes_are_compared_before_anything_is_allocated(saved, monkeypatch):
+    "A configuration that asks for gigabytes: the file's header is enough to refuse it."
+    import resource
+    edit(saved[1], dim=65_536, token_width=65_536)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match="has the shape .* config.json asks for"):
+        STPrompt.from_pretrained(saved[1])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000     # kilobytes
+
+
 def test_no_checkpoint(tmp_path):
     for path in (tmp_path / "none", "./none", "a/b/c"):
         with pytest.raises(ModelError, match="no such folder"): STPrompt.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name, near", [
+    ("results/ministreet-smal/train/model", "results has no 'ministreet-smal', but 'ministreet-small'"),
+    ("results/ministreet-small/trian/model", "ministreet-small has no 'trian', but 'train'"),
+    ("results/nothing", "results has no 'nothing'"),
+    ("my_model", "there is no such folder"),
+    ("./x", "there is no such folder"),
+    ("../x", "there is no such folder"),
+    ("~/x", "there is no such folder"),
+    ("/nowhere/at/all", "there is no such folder"),
+    ("a--b/c", "there is no such folder"),
+    ("owner/two words", "there is no such folder"),
+    (r"results\model", "there is no such folder"),
+])
+def test_a_mistyped_folder_is_named_and_no_hub_is_asked(tmp_path, monkeypatch, name, near):
+    asked = []
+    monkeypatch.setattr("stprompt.model.hf_hub_download", lambda *a, **k: asked.append(a))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "ministreet-small" / "train" / "model").mkdir(parents=True)
+    with pytest.raises(ModelError) as error: STPrompt.from_pretrained(name)
+    assert near in str(error.value) and not asked and "\n" not in str(error.value)
+
+
+def test_a_repository_comes_from_the_hub(saved, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name, **how):
+        asked.append((repository, name, how))
+        return str(saved[1] / name)
+
+    monkeypatch.setattr("stprompt.model.hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    again = STPrompt.from_pretrained("owner/my-model_1.0", revision="main")
+    assert again.options == saved[0].options
+    assert asked == [("owner/my-model_1.0", name, {"revision": "main"}) for name in ("config.json",
+                                                                                    "model.safetensors")]
+
+
+def test_a_hub_without_such_a_repository_is_one_sentence(tmp_path, monkeypatch):
+    def download(*_, **__): raise ConnectionError("no route to host\nand more")
+    monkeypatch.setattr("stprompt.model.hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as error: STPrompt.from_pretrained("owner/name")
+    assert "owner/name: there is no such folder, and the hub gave no config.json" in str(error.value)
+    assert "ConnectionError" in str(error.value) and "\n" not in str(error.value)
 
 def test_a_failed_save_leaves_the_old_weights(saved, monkeypatch):
     model, path = saved

@@ -13,7 +13,7 @@ import pytest
 from conftest import pictures
 
 from stprompt import report
-from stprompt.detector import Detection, Detector, DetectorOptions, Event, KeyFrame
+from stprompt.detector import Detection, Detector, DetectorOptions, Event, KeyFrame, Learned
 from stprompt.experiments import DetectJob, JobError
 from stprompt.video import probe, write_video
 
@@ -56,6 +56,32 @@ def test_a_label_is_text_wherever_it_stands(label):
 def test_without_events_the_page_says_so():
     page = report.report_html(replace(made_up(), events=[], keys=[]))
     assert "No event: the score never reached 0.50" in page and "<img" not in page and "0 events." in page
+
+
+def test_the_threshold_is_on_the_axis_and_says_where_it_comes_from():
+    found = replace(made_up(), threshold=.73)
+    for origin, words in (("the checkpoint", "0.730, from the checkpoint"), ("given", "0.730, given"),
+                          ("normal video a.mp4", "0.730, from normal video a.mp4"), (None, "0.730")):
+        made = {"backbone": "mini", "settings": {"threshold": .5, "localizer": {"threshold": .8}}}
+        made |= {"threshold_from": origin} if origin else {}
+        page = report.report_html(replace(found, made_with=made))
+        assert f"<tr><td>threshold of an event</td><td>{words}</td></tr>" in page
+        assert 'style="top: 27.0%">0.730</span>' in page
+        assert "<td>localizer threshold</td><td>0.8</td>" in page and "<td>threshold</td>" not in page
+
+
+def test_the_film_of_a_motion_detector_has_boxes_where_something_moves(tmp_path):
+    "A frame alone does not move: the film looks at it between its neighbours."
+    film = write_video(tmp_path / "film.mp4", pictures(60), 25)
+    scorer = Detector.load().scorer
+    known = replace(scorer.settings, localizer=replace(scorer.settings.localizer, method="pixels"))
+    detector = Detector(Learned(scorer.model, scorer.clip, known), DetectorOptions(threshold=1e-9))
+    found = detector(film)
+    assert len(found.events) == 1 and len(found.keys[0].boxes) and found.keys[0].heat.max() > 0
+    shown = list(report.annotated(detector, found, film))
+    plain = list(report.annotated(detector, replace(found, events=[]), film))
+    different = [bool((a[20:48] != b[20:48]).any()) for a, b in zip(shown, plain)]     # below the caption
+    assert len(shown) == 60 and sum(different) > 50
 
 
 def test_json_says_what_was_detected(tmp_path):
@@ -106,8 +132,16 @@ images: [...document.images].map(i => i.complete && i.naturalWidth),
 curve: curve.width > 100 && curve.height > 20,
 small: [...document.querySelectorAll('h1, p, td, span, footer')].filter(e => e.getClientRects().length
   && parseFloat(getComputedStyle(e).fontSize) < 13).length,
-rows: document.querySelectorAll('tbody tr').length, fetched: fetched.length, title: document.title,
-wide: document.documentElement.scrollWidth <= innerWidth}))})</script>"""
+rows: document.querySelectorAll('.events tbody tr').length,
+settings: document.querySelectorAll('.settings tbody tr').length, fetched: fetched.length,
+title: document.title,
+axis: [...document.querySelectorAll('.axis span')].map(e => e.innerText),
+level: [...document.querySelectorAll('.axis span')].map(e => Math.round((e.getBoundingClientRect().top
+  + e.getBoundingClientRect().bottom) / 2 - document.querySelector('svg').getBoundingClientRect().top)),
+height: Math.round(document.querySelector('svg').getBoundingClientRect().height),
+over: [...document.querySelectorAll('.times span, .axis span, td')].filter(e =>
+  e.getBoundingClientRect().right > innerWidth || e.getBoundingClientRect().left < 0).length,
+inner: innerWidth, wide: document.documentElement.scrollWidth <= innerWidth}))})</script>"""
 
 
 @pytest.mark.skipif(
@@ -116,17 +150,26 @@ wide: document.documentElement.scrollWidth <= innerWidth}))})</script>"""
 )
 def test_a_browser_shows_the_report_offline(tmp_path):
     """The pictures decode, the curve has a size, words are large enough on a telephone, nothing is fetched:
-    said by the browser itself, through a probe that the test adds."""
-    page = report.to_html(made_up(), tmp_path / "report.html").read_text()
-    probed = tmp_path / "probed.html"
-    probed.write_text(page.replace("</body>", PROBE + "</body>"))
+    said by the browser itself, through a probe that the test adds. The page stands in a frame of 390
+    pixels, because the browser's own window is no narrower than 500."""
+    settings = {"mode": "token", "localizer": {"method": "text", "words": "x" * 90}}
+    found = replace(made_up(), duration=7200., n_frames=28800, made_with={
+        "backbone": "mini", "threshold_from": "normal video " + "n" * 60 + ".mp4", "settings": settings})
+    page = report.to_html(found, tmp_path / "report.html").read_text()
+    page, probed = html.escape(page.replace("</body>", PROBE + "</body>")), tmp_path / "probed.html"
+    probed.write_text(f"""<iframe width=390 height=900 style="border:0" srcdoc="{page}"></iframe>
+<script>addEventListener('load', () => document.body.setAttribute('data-found',
+document.querySelector('iframe').contentDocument.body.getAttribute('data-found')))</script>""")
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=400,900",
+             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=600,900",
              "--virtual-time-budget=5000"]
     command = [BROWSER, *flags, "--dump-dom", probed.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert 'data-found="' in done.stdout, done.stdout[-500:]
     found = json.loads(html.unescape(done.stdout.split('data-found="')[1].split('"')[0]))
+    levels, height = found.pop("level"), found.pop("height")
+    assert levels == pytest.approx([0, height / 2, height, height / 2], abs=2)     # 1, 0.5, 0, threshold
     assert found == {
-        "images": [64, 64], "curve": True, "small": 0, "rows": 1, "fetched": 0,
-        "title": "<script>alert(1)</script> & co.mp4: anomalies", "wide": True}
+        "images": [64, 64], "curve": True, "small": 0, "rows": 1, "settings": 5, "fetched": 0, "inner": 390,
+        "title": "<script>alert(1)</script> & co.mp4: anomalies", "axis": ["1", "0.5", "0", "0.500"],
+        "over": 0, "wide": True}
