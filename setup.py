@@ -23,5 +23,5 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
-    entry_points={"console_scripts": ["stprompt = stprompt.command:main"]},
+    entry_points={"console_scripts": ["stprompt = stprompt.__main__:run"]},
 )

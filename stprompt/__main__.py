@@ -1,6 +1,15 @@
-"python -m stprompt: the command `stprompt`, for launchers that start modules."
+"The command `stprompt`, and `python -m stprompt` for launchers that start modules."
 import sys
 
-from .command import main
 
-sys.exit(main())
+def run() -> int:
+    "The command; Ctrl-C while its libraries are being loaded ends in one line, too."
+    try:
+        from .command import main
+        return main()
+    except KeyboardInterrupt:
+        print("stopped: nothing had begun", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__": sys.exit(run())

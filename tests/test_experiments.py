@@ -10,7 +10,6 @@ import torch
 from stprompt.catalog import DATASETS
 from stprompt.command import main
 from stprompt.experiments import (
-    ExtractJob,
     JobError,
     TrainJob,
     departures,
@@ -24,6 +23,7 @@ from stprompt.experiments import (
     settings_table,
 )
 from stprompt.features import store_folder
+from stprompt.other_jobs import ExtractJob
 from stprompt.sweeps import SeedJob
 
 OFFICIAL = ("ucf_crime", "shanghaitech", "ubnormal", "xd_violence")

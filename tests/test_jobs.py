@@ -11,9 +11,10 @@ import papermill
 import pytest
 
 from stprompt.command import main
-from stprompt.experiments import DetectJob, ExtractJob, JobError, TrainJob
+from stprompt.experiments import JobError, TrainJob
 from stprompt.model import STPrompt
 from stprompt.motion import AGGREGATES
+from stprompt.other_jobs import DetectJob, ExtractJob
 from stprompt.sweeps import SeedJob
 from stprompt.video import write_video
 

@@ -14,7 +14,8 @@ from conftest import pictures
 
 from stprompt import report
 from stprompt.detector import Detection, Detector, DetectorOptions, Event, KeyFrame, Learned
-from stprompt.experiments import DetectJob, JobError
+from stprompt.experiments import JobError
+from stprompt.other_jobs import DetectJob
 from stprompt.video import probe, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
