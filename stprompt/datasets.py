@@ -247,20 +247,40 @@ def _is_source(path):
     return path.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
 
 
+def _sources(folder):
+    "The videos of one class. Raises DatasetError."
+    try: return sorted(filter(_is_source, folder.iterdir()), key=natural_key)
+    except OSError as error:
+        raise DatasetError(f"{folder}: this class folder cannot be read ({error.strerror}); change its "
+                           "permissions, or move it elsewhere") from None
+
+
+def _check_names(names, root):
+    "Folders' names hold words, and differ in more than case and separators. Raises DatasetError."
+    alike = {}
+    for name in names:
+        if not text_of(name):
+            raise DatasetError(f"{root/name}: this class folder has no word in its name; CLIP reads it as "
+                               "the label, so give it one")
+        if (first := alike.setdefault(text_of(name), name)) != name:
+            raise DatasetError(f"{root}: the class folders {first!r} and {name!r} differ in case or "
+                               "separators only; make them one")
+
+
 def _class_folders(root):
     "{folder name: [sources in counting order]}. Raises DatasetError."
     if not root.is_dir():
         raise DatasetError(f"root={str(root)!r}: there is no such folder; "
                            "expected class folders with videos in them")
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    found = {folder.name: sorted(filter(_is_source, folder.iterdir()), key=natural_key)
-             for folder in sorted(folders, key=natural_key)}
+    found = {folder.name: _sources(folder) for folder in sorted(folders, key=natural_key)}
     if empty := [name for name, sources in found.items() if not sources]:
         raise DatasetError(f"{root/empty[0]}: this class folder holds no videos "
                            f"({', '.join(VIDEO_SUFFIXES)} or image folders); fill or remove it")
     if len(found) < 2:
         raise DatasetError(f"root={str(root)!r}: expected at least two class folders, one of them normal, "
                            f"found {list(found)}")
+    _check_names(found, root)
     return found
 
 

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['UNSET', 'TABLES', 'FAITHFUL', 'LABELS', 'LISTS', 'RESUMED', 'filled', 'JobError', 'Sampling', 'Training',
            'Localization', 'TrainJob', 'papers_values', 'settings_table', 'departures', 'Data', 'feature_settings',
-           'same_lengths', 'from_videos', 'folder_with', 'from_published', 'prepare', 'Fitted', 'new_model',
-           'validator', 'interruption', 'fit', 'Scored', 'score', 'searched', 'evaluated_frames', 'Located',
-           'new_localizer', 'locate_in', 'locate', 'evaluate', 'last_epoch', 'out_folder', 'known_facts',
+           'same_lengths', 'check_splits', 'from_videos', 'folder_with', 'from_published', 'check_out', 'prepare',
+           'Fitted', 'new_model', 'validator', 'interruption', 'fit', 'Scored', 'score', 'searched', 'evaluated_frames',
+           'Located', 'new_localizer', 'locate_in', 'locate', 'evaluate', 'last_epoch', 'out_folder', 'known_facts',
            'save_detector', 'record']
 
 # %% ../nbs/24_experiments.ipynb #c003
 import copy
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -133,10 +134,13 @@ class TrainJob(Localization, Training, Sampling, Backbone, Source, error=JobErro
     out: str = ""                                     # folder of results; empty: out/<benchmark>/train
 
     @model_validator(mode="after")
-    def of_published(self) -> "TrainJob":
-        "Published features have their own stride. Raises ValueError."
-        if not self.features or self.stride == 16: return self
-        raise ValueError(f"stride={self.stride}: published features are one of 16 frames; leave it open")
+    def possible(self) -> "TrainJob":
+        "A batch has two halves, and published features their own stride. Raises ValueError."
+        if self.features and self.stride != 16:
+            raise ValueError(f"stride={self.stride}: published features are one of 16 frames; leave it open")
+        if self.batch % 2:
+            raise ValueError(f"batch={self.batch}: half normal, half abnormal videos; take {self.batch + 1}")
+        return self
 
 # %% ../nbs/24_experiments.ipynb #c010
 TABLES = {"ucf_crime": ("UCF-Crime", "Table 1"), "shanghaitech": ("ShanghaiTech", "Table 2"),
@@ -214,9 +218,22 @@ def same_lengths(truths: dict[str, GroundTruth], features: dict[str, VideoFeatur
                    "take the official videos and annotations of one release")
 
 
+def check_splits(benchmark: Benchmark) -> None:
+    "There is something to learn from and to test on, known before hours of extraction. Raises JobError."
+    for split, both in (("train", True), ("test", not benchmark.frame_labels)):
+        kinds = [item.is_abnormal for item in getattr(benchmark, split)]
+        count = {"normal": kinds.count(False), "abnormal": kinds.count(True)}
+        if not kinds or both and not all(count.values()):
+            raise JobError(f"{benchmark.name}: the {split} split has {count['normal']} normal and "
+                           f"{count['abnormal']} abnormal videos; give at least four videos of each class, "
+                           "two to learn from, one to choose the epoch, one to test on")
+
+
 def from_videos(job: TrainJob) -> Data:
     "Benchmark, backbone and features, found or extracted. Raises ValueError."
-    started, benchmark, clip = time.time(), open_benchmark(job), load_backbone(job)
+    started, benchmark = time.time(), open_benchmark(job)
+    check_splits(benchmark)
+    clip = load_backbone(job)
     settings = feature_settings(job, clip)
     store = FeatureStore(store_folder(benchmark, settings, job.root), settings)
     summary = settled(extract(benchmark.items(), clip, store))
@@ -251,8 +268,20 @@ def from_published(job: TrainJob) -> Data:
     return Data(benchmark, clip, features, feature_settings(job, clip), truths, found, started)
 
 
+def check_out(job: TrainJob) -> None:
+    "Results can be written where the job says, known before the work. Raises JobError."
+    folder = project_root()/Path(job.out or "out").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise JobError(f"out={job.out!r}: nothing can be written here ({error.strerror}); "
+                       "name another folder") from None
+
+
 def prepare(job: TrainJob) -> Data:
     "The job's benchmark, backbone and features, found or made. Raises ValueError before any training."
+    check_out(job)
     return from_published(job) if job.features else from_videos(job)
 
 # %% ../nbs/24_experiments.ipynb #c018

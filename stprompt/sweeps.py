@@ -21,12 +21,14 @@ from pydantic import field_validator
 
 from .datasets import GroundTruth, VideoItem
 from stprompt.experiments import (
+    TABLES,
     Data,
     Fitted,
     JobError,
     Located,
     Scored,
     TrainJob,
+    departures,
     evaluate,
     evaluated_frames,
     fit,
@@ -273,12 +275,13 @@ def record_seeds(
     "metrics.json and table.md over all seeds, with all tables; the first seed's checkpoint."
     first = outcomes[job.numbers[0]]
     more = {"last_epoch": {seed: one.last for seed, one in outcomes.items()},
-            "best_epoch": {seed: one.fitted.history.best_epoch for seed, one in outcomes.items()}}
+            "best_epoch": {seed: one.fitted.history.best_epoch for seed, one in outcomes.items()},
+            "departures": departures(job), "precision": data.clip.precision}
     kept = make_record(f"STPrompt on {data.benchmark.name}",
                        {seed: one.report for seed, one in outcomes.items()},
                        started=data.started, more=more, notebook=project_root()/"nbs"/"seeds.ipynb",
                        **known_facts(job, data))
     save_detector(Path(out)/"model", job, data, first.fitted, first.scored, first.report)
-    write_record(out, kept)
+    write_record(out, kept, TABLES.get(job.dataset, (None,))[0])
     add_tables(out, stages=stages, localizers=places, choices=choices.reset_index())
     return sorted(str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file())

@@ -191,6 +191,24 @@ def listed(root, text, **options):
 BASE = "v0.mp4,Normal,,\nv1.mp4,Normal,,\nv2.mp4,Fire,.2,.6\nv3.mp4,Fire,0,1\nv4.mp4,Brawl,.5,1\n"
 
 
+@pytest.mark.parametrize("classes, words", [
+    (dict(fight=3, Fight=3, normal=3), "the class folders .* differ in case or separators only"),
+    ({"car_crash": 3, "car crash": 3, "normal": 3}, "differ in case or separators only; make them one"),
+    ({"---": 3, "normal": 3}, "---: this class folder has no word in its name")])
+def test_class_folders_are_told_apart_by_words(tmp_path, classes, words):
+    with pytest.raises(DatasetError, match=words): folder_benchmark(make(tmp_path, **classes))
+
+
+def test_a_class_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    root, before = make(tmp_path, fight=3, normal=3), Path.iterdir
+    def refuse(path):
+        if path.name == "fight": raise PermissionError(13, "Permission denied")
+        return before(path)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DatasetError, match="fight: this class folder cannot be read .Permission denied."):
+        folder_benchmark(root)
+
+
 def test_a_list_of_ones_own_names_absolute_paths(films, tmp_path):
     rows = "".join(f"{films}/v{n}.mp4,{'Fire' if n > 4 else 'Normal'}\n" for n in range(10))
     (tmp_path/"mine.csv").write_text("path,label\n" + rows)

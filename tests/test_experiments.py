@@ -83,6 +83,33 @@ def test_extraction_and_training_read_one_store(dataset, tmp_path):
         assert len({store_folder(benchmark, one, str(root)) for one in settings}) == 1
 
 
+# ---- known before the work -----------------------------------------------------------------------
+def clips(root, **counts):
+    "Class folders of files that nobody may look into."
+    for name, count in counts.items():
+        for n in range(count):
+            (root/name).mkdir(parents=True, exist_ok=True)
+            (root/name/f"{n}.mp4").write_bytes(b"not looked at")
+    return root
+
+
+@pytest.mark.parametrize("counts, words", [
+    (dict(fight=1, normal=9), "the test split has 3 normal and 0 abnormal videos; give at least four"),
+    (dict(fight=1, normal=1), "the test split has 0 normal and 0 abnormal videos")])
+def test_splits_without_both_kinds_are_refused_before_extraction(tmp_path, counts, words):
+    job = TrainJob(dataset="folder", root=str(clips(tmp_path/"clips", **counts)), out=str(tmp_path/"out"))
+    with pytest.raises(JobError, match=words): prepare(job)
+
+
+def test_an_odd_batch_and_an_out_that_cannot_be_written(tmp_path):
+    with pytest.raises(JobError, match="batch=63: half normal, half abnormal videos; take 64"):
+        TrainJob(batch=63)
+    (tmp_path/"file").write_text("")
+    job = TrainJob(dataset="folder", root=str(clips(tmp_path/"clips", fight=4, normal=4)),
+                   out=str(tmp_path/"file"/"out"))
+    with pytest.raises(JobError, match="out='.*file/out': nothing can be written here"): prepare(job)
+
+
 # ---- published features, no videos ---------------------------------------------------------------
 def publish(folder, dim=128, crops=range(10), count=6, length=20):
     "Files and lists in the shape of VadCLIP's: abnormal ones drift away from the normal ones."
