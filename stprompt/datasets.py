@@ -266,7 +266,7 @@ def _check_names(names, root):
             raise DatasetError(f"{root}: the class folders {first!r} and {name!r} differ in case or "
                                "separators only; make them one")
 
-
+# %% ../nbs/01_datasets.ipynb #n2
 def _class_folders(root):
     "{folder name: [sources in counting order]}. Raises DatasetError."
     if not root.is_dir():
