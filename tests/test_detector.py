@@ -215,6 +215,7 @@ def evaluated(small, tmp_path, monkeypatch):
             benchmark = replace(benchmark, classes={"Normal": "normal", "Abnormal": "abnormal event"},
                                 test=(replace(shown, labels=("Abnormal",)),))
         monkeypatch.setattr(experiments, "open_benchmark", lambda *_, **__: benchmark)
+        monkeypatch.setattr(experiments, "check_splits", lambda _: None)      # nothing is trained here
         job = experiments.TrainJob(device="cpu", **parameters)
         data = experiments.prepare(job)
         torch.manual_seed(1)
@@ -307,6 +308,7 @@ def test_words_alone_score_as_the_sweep_s_row_does(small, monkeypatch, queries):
     from stprompt import experiments
     from stprompt.sweeps import untrained_scores
     monkeypatch.setattr(experiments, "open_benchmark", lambda *_, **__: small)
+    monkeypatch.setattr(experiments, "check_splits", lambda _: None)      # nothing is trained here
     job = experiments.TrainJob(device="cpu")
     data = experiments.prepare(job)
     words = {label: text for label, text in small.classes.items() if label != "Normal"}
