@@ -17,7 +17,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from stprompt.experiments import (
-    RESUMED,
     TrainJob,
     departures,
     evaluate,
@@ -28,6 +27,7 @@ from stprompt.experiments import (
     record,
     score,
     settings_table,
+    training_file,
 )
 from .features import process
 from .figures import draw_curves, draw_heats, draw_losses, draw_metrics, save_figure
@@ -101,7 +101,7 @@ def run_train(job: TrainJob) -> int:
     data = prepare(job)
     print(data, flush=True)
     out = out_folder(job, data.benchmark.name, "train")
-    fitted = fit(job, data, checkpoint=out/RESUMED)
+    fitted = fit(job, data, checkpoint=training_file(out))
     scored, found = score(fitted, data), locate(job, data)
     report = evaluate(scored, found, data)
     drawn = {"losses": draw_losses(fitted.history.rows()), "curves": draw_curves(scored, data),

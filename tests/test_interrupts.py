@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_experiments import publish
 
-from stprompt.experiments import RESUMED, TrainJob, fit, prepare, record, score
+from stprompt.experiments import TrainJob, fit, prepare, record, score, training_file
 from stprompt.metrics import Report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,8 +34,8 @@ def start(published, out, epochs=EPOCHS):
 def epochs_in(out):
     "Finished epochs in the file that a run goes on from."
     import torch
-    if not (out/RESUMED).is_file(): return 0
-    return len(torch.load(out/RESUMED, weights_only=True)["history"]["losses"])
+    if not (training_file(out)).is_file(): return 0
+    return len(torch.load(training_file(out), weights_only=True)["history"]["losses"])
 
 
 def after_epochs(process, out, n, limit=60):
@@ -70,7 +70,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(published, undis
         if epochs_in(tmp_path) > EPOCHS - 4: break
     weights, record = finished(published, tmp_path)
     assert weights == undisturbed[0] and record["metrics"] == undisturbed[1]["metrics"]
-    assert not (tmp_path/RESUMED).exists()               # done: nothing is left to go on from
+    assert not (training_file(tmp_path)).exists()               # done: nothing is left to go on from
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -100,10 +100,10 @@ def test_an_interrupted_training_is_no_result_unless_it_is_asked_for(published, 
     job = TrainJob(**asked)
     data = prepare(job)
     with pytest.raises(KeyboardInterrupt, match="after 3 of 5 epochs: they are kept in .*training.pt"):
-        fit(job, data, stopped_after(3), tmp_path/RESUMED)
+        fit(job, data, stopped_after(3), training_file(tmp_path))
     with pytest.raises(KeyboardInterrupt, match="after 3 of 5 epochs: nothing is kept"):
         fit(job, data, stopped_after(3))
-    going_on = fit(job, data, checkpoint=tmp_path/RESUMED)
+    going_on = fit(job, data, checkpoint=training_file(tmp_path))
     assert len(going_on.history.losses) == 5 and going_on.unfinished == ""
 
     wished = TrainJob(**asked, unfinished=True)
@@ -120,6 +120,6 @@ def test_other_parameters_do_not_go_on_from_it(published, tmp_path):
              "device": "cpu"}
     job = TrainJob(**asked)
     data = prepare(job)
-    with pytest.raises(KeyboardInterrupt): fit(job, data, stopped_after(2), tmp_path/RESUMED)
+    with pytest.raises(KeyboardInterrupt): fit(job, data, stopped_after(2), training_file(tmp_path))
     with pytest.raises(ValueError, match="training.pt: was written with lr=0.0001, this run has 0.01"):
-        fit(TrainJob(**asked, lr=.01), data, checkpoint=tmp_path/RESUMED)
+        fit(TrainJob(**asked, lr=.01), data, checkpoint=training_file(tmp_path))
