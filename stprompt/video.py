@@ -190,7 +190,9 @@ def _raw(container, stream):
 # %% ../nbs/00_video.ipynb #c028
 def _rgb(picture):
     "uint8 [H, W, 3] as a player shows it: a phone's rotation note is obeyed."
-    return np.rot90(picture.to_ndarray(format="rgb24"), round(getattr(picture, "rotation", 0) / 90) % 4)
+    own = av.video.reformatter.VideoReformatter()     # PyAV 19 shares one, which hangs in a forked process
+    plain = own.reformat(picture, format="rgb24")
+    return np.rot90(plain.to_ndarray(), round(getattr(picture, "rotation", 0) / 90) % 4)
 
 
 def _shown(picture):
