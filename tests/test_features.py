@@ -48,7 +48,7 @@ from stprompt.features import (
     together,
 )
 from stprompt.motion import AGGREGATES, aggregate, motion_prior
-from stprompt.video import VideoError, probe, read_all, write_video
+from stprompt.video import VideoError, VideoWarning, probe, read_all, write_video
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -252,8 +252,8 @@ def test_workers_change_nothing(clip, tmp_path, crops):
             warnings.simplefilter("always")
             workers = int(store.root.name)
             summaries.append(extract(items, clip, store, progress=False, workers=workers))
-        if crops == 1: assert [str(w.message)[-50:] for w in said] == [
-            "the header claims 200 frames, 40 are there; the 40 are used"[-50:]]
+        heard = [str(w.message)[-50:] for w in said if issubclass(w.category, VideoWarning)]
+        if crops == 1: assert heard == ["the header claims 200 frames, 40 are there; the 40 are used"[-50:]]
     one, two = summaries
     assert (one.done, one.failed, one.frames) == (two.done, two.failed, two.frames)
     assert one.done == [item.id for item in items if item.id != "bad"] and one.failed[0][0] == "bad"

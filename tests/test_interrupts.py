@@ -28,7 +28,9 @@ def start(published, out, epochs=EPOCHS):
              "--epochs", epochs, "--crops", 1, "--device", "cpu"]
     return subprocess.Popen([sys.executable, "-m", "stprompt", *map(str, words)], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+                            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    # (a shell's background job ignores Ctrl-C, and so would what it starts)
 
 
 def epochs_in(out):
@@ -80,7 +82,7 @@ def test_a_signal_ends_the_command_in_one_line(published, tmp_path, number, code
     sent = time.monotonic()
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == code and time.monotonic() - sent < 2
+    assert process.returncode == code and time.monotonic() - sent < 10     # 1 s where nothing else runs
     last = said.strip().splitlines()[-1]
     assert last.startswith("stopped: interrupted after ") and "the same command goes on" in last
     assert "Traceback" not in said and not (tmp_path/"metrics.json").exists()
