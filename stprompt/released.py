@@ -369,12 +369,12 @@ def release_of(name: str) -> Release:     # of a benchmark
 
 
 def find_list(name: str, *folders: str | Path | None) -> Path:
-    "The first of some folders' files of this name. Raises FeatureError."
-    places = [Path(folder).expanduser()/name for folder in folders if folder]
-    found = [place for place in places if place.is_file()]
+    "The first file of this name in or below some folders. Raises FeatureError."
+    places = [Path(folder).expanduser() for folder in folders if folder]
+    found = [path for place in places for path in sorted(place.rglob(name))]
     if found: return found[0]
-    raise FeatureError(f"{name}: is not in {' or '.join(str(place.parent) for place in places)}; "
-                       "take it from VadCLIP's repository (folder list) and put it there")
+    raise FeatureError(f"{name}: is not in {' or '.join(map(str, places))} or below; annotations names the "
+                       "folder of the official labels and of the lists of VadCLIP's repository")
 
 # %% ../nbs/05b_released.ipynb #c037
 def both_lists(
@@ -396,8 +396,7 @@ def both_lists(
 
 def released_benchmark(
     root: str | Path,                          # the folder of the download
-    annotations: str | Path,                   # folder of the official frame labels
-    lists: str | Path | None = None,           # folder of the two lists; None = annotations, then root
+    annotations: str | Path | None = None,     # labels and lists are in or below it; None = root
     name: str = "ucf_crime",                   # ucf_crime | xd_violence
     crops: int = 10,                           # training samples of a video: 10, or 1 (crop 0)
     validation: float = .15,                   # share of the training videos, 0 = train on all
@@ -407,9 +406,9 @@ def released_benchmark(
 ) -> tuple[Benchmark, ReleasedFeatures]:
     "A benchmark of released features, every file checked. Raises FeatureError or DatasetError."
     release, counts = release_of(name), frame_counts(n_frames) if n_frames else {}
-    official = Path(annotations).expanduser()/release.labels
+    official = find_list(release.labels, annotations, root)
     ranges = release.read(official)
-    listed, test = both_lists(root, (lists,) if lists else (annotations, root), release.prefix, crops)
+    listed, test = both_lists(root, (annotations, root), release.prefix, crops)
     lost = [one.video for one in test if one.labels != (NORMAL,) and stem_of(one.video) not in ranges]
     if lost:
         raise FeatureError(f"{official}: has no line for the test video {lost[0]!r}; use the official file")
