@@ -107,7 +107,7 @@ def write_scene(
     "One way of saying what a whole frame shows; an event is not mentioned."
     words, when = draw.pick(SCENE_PHRASES[place]), draw.pick(TIMES[night])
     things = sorted({SEEN[concept] for concept in seen if concept in SEEN})
-    if things and draw.random() < .4: words = f"{words} with {draw.pick(things)}"
+    if things and draw.random() < .6: words = f"{words} with {draw.pick(things)}"
     return draw.pick(SCENE_TEMPLATES).format(f"{words} {when}".strip())
 
 # %% ../nbs/40_captions.ipynb #c013

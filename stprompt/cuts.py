@@ -66,6 +66,7 @@ class Shot(NamedTuple):
     labels: np.ndarray     # uint8 [224, 224], indices of CONCEPTS
     place: str             # the kind of its scene
     night: bool
+    scene: str             # its key: frames of one video share it
 
 
 def resize(image: np.ndarray, side: int = SIDE) -> np.ndarray:     # uint8 [side, side, 3]
@@ -88,7 +89,7 @@ def snapshots(
                    for _ in range(min(n, 3))]
         for image, labels in frames(plan, moments):
             small = cv2.resize(labels, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-            yield Shot(resize(image), small, make_scene(plan.scene).kind, plan.night)
+            yield Shot(resize(image), small, make_scene(plan.scene).kind, plan.night, plan.scene)
         n -= len(moments)
 
 # %% ../nbs/40_cuts.ipynb #c011

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'NO_PICTURES', 'EVERY', 'Sample', 'BatchPlan', 'whole_frame', 'rendered_samples', 'bent_picture',
-           'real_samples', 'make_batch', 'concept_contrastive', 'distillation', 'attend', 'pass_blocks', 'pixel_scale',
-           'to_tensor', 'encode_patches', 'encode_captions', 'PretrainError', 'PretrainOptions', 'rate', 'optimizers',
-           'step_loss', 'Pretrainer', 'one_thread', 'batches', 'read_checkpoint', 'train_clip', 'as_stored',
-           'PretrainJob', 'Trained', 'pretrain', 'draw_training']
+           'real_samples', 'make_batch', 'concept_contrastive', 'scene_contrastive', 'distillation', 'attend',
+           'pass_blocks', 'pixel_scale', 'to_tensor', 'encode_patches', 'encode_captions', 'PretrainError',
+           'PretrainOptions', 'rate', 'optimizers', 'step_loss', 'Pretrainer', 'one_thread', 'batches',
+           'read_checkpoint', 'train_clip', 'as_stored', 'PretrainJob', 'Trained', 'pretrain', 'draw_training']
 
 # %% ../nbs/40_miniclip.ipynb #c002
 import copy
@@ -48,7 +48,7 @@ from stprompt.cuts import (
 )
 from .files import project_root, write_atomic
 from .gallery import Gallery, bend, choose, open_gallery, put_into, record
-from .ministreet import CONCEPTS, Draw
+from .ministreet import CONCEPTS, Draw, Size
 from .options import Options, options
 from .progress import Bar
 
@@ -60,19 +60,20 @@ class Sample(NamedTuple):
     caption: str
     concept: str               # samples of one concept may exchange their captions
     picture: int = -1          # number of the real picture that it shows whole
+    scene: str = ""            # key of the rendered scene that it shows whole
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     "How many samples of which shape make one step."
     windows: tuple = ((2, 72), (3, 12), (5, 40), (7, 12))     # (patches a side, number): windows by tokens
-    whole: int = 24           # whole frames, half of the patches
-    crops: int = 20           # enlarged windows, a quarter of the patches
-    objects: int = 36         # enlarged crops around one thing, a quarter of the patches
+    whole: int = 24           # whole frames, two fifths of the patches
+    crops: int = 16           # enlarged windows, a quarter of the patches
+    objects: int = 32         # enlarged crops around one thing, a quarter of the patches
     frames: int = 24          # rendered frames a step
-    real: int = 64            # real pictures, three tenths of the patches
+    real: int = 56            # real pictures, a quarter of the patches
     inside: tuple = ((3, 12), (5, 20), (7, 12))     # real pictures as windows of a frame
-    mixed: int = 8            # frames with a real picture in them, half of the patches
+    mixed: int = 8            # frames with a real picture in them, two fifths of the patches
 
 
 BATCH, NO_PICTURES = BatchPlan(), Gallery()
@@ -85,7 +86,7 @@ def whole_frame(draw: Draw, shot: Shot) -> Sample:
     concept, caption = (
         (f"{shot.place} {when}", write_scene(draw, shot.place, shot.night, seen)) if event is None
         else (CONCEPTS[event], write_caption(draw, CONCEPTS[event], shot.place)))
-    return Sample(*keep(draw, patches_of(shot.image), .5), caption, concept)
+    return Sample(*keep(draw, patches_of(shot.image), .4), caption, concept, scene=shot.scene)
 
 
 def rendered_samples(draw: Draw, shots: Sequence[Shot], plan: BatchPlan) -> Iterator[list[Sample]]:
@@ -117,7 +118,7 @@ def real_samples(
     "Lists of samples of real pictures, of one shape each."
     def whole() -> Sample:
         image, caption, concept, number = bent_picture(draw, gallery)
-        return Sample(*keep(draw, patches_of(image), .3), caption, concept, number)
+        return Sample(*keep(draw, patches_of(image), .25), caption, concept, number)
 
     def window(n: int) -> Sample:
         image, caption, concept, _ = bent_picture(draw, gallery, n * PATCH)
@@ -138,8 +139,8 @@ def real_samples(
 def make_batch(
     seed: int, step: int, gallery: Gallery = NO_PICTURES, plan: BatchPlan = BATCH
 ) -> dict[str, list]:
-    """groups: [(patches uint8 [N, n, 16, 16, 3], positions [N, n])]; captions: [str]; concepts: [int];
-    pictures: [int], -1 for what is no whole real picture."""
+    """groups: [(patches uint8 [N, n, 16, 16, 3], positions [N, n])]; captions: [str]; concepts: [int]; and
+    of each sample, or -1, the real picture or the rendered scene that it shows whole: pictures, scenes."""
     draw = Draw(f"mini clip {seed} {step}")
     shots = [shot._replace(image=record(draw, shot.image)) if draw.random() < .4 else shot
              for shot in snapshots(draw, plan.frames)]
@@ -147,10 +148,12 @@ def make_batch(
     if gallery.pictures: groups += real_samples(draw, shots, gallery, plan)
     samples = [sample for group in groups for sample in group]
     numbers = {concept: k for k, concept in enumerate(dict.fromkeys(sample.concept for sample in samples))}
+    places = {scene: k for k, scene in enumerate(dict.fromkeys(shot.scene for shot in shots))}
     return {"groups": [tuple(np.stack(part) for part in list(zip(*group))[:2]) for group in groups],
             "captions": [sample.caption for sample in samples],
             "concepts": [numbers[sample.concept] for sample in samples],
-            "pictures": [sample.picture for sample in samples]}
+            "pictures": [sample.picture for sample in samples],
+            "scenes": [places.get(sample.scene, -1) for sample in samples]}
 
 # %% ../nbs/40_miniclip.ipynb #c014
 def concept_contrastive(
@@ -166,6 +169,21 @@ def concept_contrastive(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 # %% ../nbs/40_miniclip.ipynb #c017
+def scene_contrastive(
+    images: torch.Tensor,       # float [N, D]
+    scenes: torch.Tensor,       # int [N]; -1: no whole frame
+    scale: float = 30.,         # s: scenes are far enough apart when their cosines differ by a tenth or two
+) -> torch.Tensor:
+    "Frames of one scene find each other among the frames of all; 0 where no scene has two."
+    x, of = F.normalize(images[scenes >= 0].float(), dim=-1), scenes[scenes >= 0]
+    self = torch.eye(len(of), dtype=torch.bool, device=of.device)
+    same = (of[:, None] == of[None]) & ~self
+    some = same.any(1)
+    if not some.any(): return images.sum() * 0
+    chance = (scale * x @ x.T).masked_fill(self, -1e4).log_softmax(-1)[some]
+    return -((chance * same[some]).sum(1) / same[some].sum(1)).mean()
+
+# %% ../nbs/40_miniclip.ipynb #c020
 def distillation(
     answers: torch.Tensor,      # float [N, classes], logits of the head
     targets: torch.Tensor,      # float [N, classes], the teacher's probabilities
@@ -174,7 +192,7 @@ def distillation(
     if not len(answers): return answers.sum()
     return -(targets * F.log_softmax(answers.float(), -1)).sum(-1).mean()
 
-# %% ../nbs/40_miniclip.ipynb #c020
+# %% ../nbs/40_miniclip.ipynb #c023
 def attend(qkv: torch.Tensor, heads: int, mask: torch.Tensor | None) -> torch.Tensor:     # [N, T, W]
     "Self-attention of qkv [N, T, 3 W], as plain products: the sequences are short."
     N, T, W = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
@@ -210,7 +228,7 @@ def pass_blocks(
         x = x + linear(mlp.c_proj.weight, mlp.c_proj.bias, inner)
     return [part.view(N, T, -1) for part, (N, T) in zip(x.split(sizes), shapes)]
 
-# %% ../nbs/40_miniclip.ipynb #c021
+# %% ../nbs/40_miniclip.ipynb #c024
 @lru_cache
 def pixel_scale() -> tuple[torch.Tensor, torch.Tensor]:
     "Mean and standard deviation [3, 1, 1] that the mini CLIP's pixels are normalised with."
@@ -252,7 +270,7 @@ def encode_captions(
     x, = pass_blocks(model.transformer, [x], dtype, model.attn_mask)
     return model.ln_final(x[torch.arange(len(x)), end].float()) @ model.text_projection
 
-# %% ../nbs/40_miniclip.ipynb #c025
+# %% ../nbs/40_miniclip.ipynb #c028
 class PretrainError(ValueError):
     "A pre-training that cannot start or go on as asked."
 
@@ -267,6 +285,8 @@ class PretrainOptions(Options, error=PretrainError):
     warmup: int = 60                                   # steps
     weight_decay: float = .05                          # of the blocks' matrices
     ema: float = .998                                  # decay of the averaged weights
+    scale: float = 50.                                 # s at the start: near CLIP's 100 at its end
+    scenes: float = Field(.3, ge=0)                    # weight of the scenes' own contrast
     distill: float = Field(.3, ge=0)                   # weight of the teacher's answers
     bf16: bool = True                                  # matrix products in bfloat16
     workers: int = Field(1, ge=0)                      # processes that render
@@ -290,7 +310,7 @@ def optimizers(model: torch.nn.Module, options: PretrainOptions) -> dict[str, to
                                      adjust_lr_fn="match_rms_adamw"),
             "adamw": torch.optim.AdamW(rest, lr=options.lr, betas=(.9, .98), weight_decay=0.)}
 
-# %% ../nbs/40_miniclip.ipynb #c028
+# %% ../nbs/40_miniclip.ipynb #c031
 def step_loss(
     parts: dict[str, torch.nn.Module],     # model, and student: the head that answers as the teacher does
     tokenizer: Any,
@@ -309,6 +329,7 @@ def step_loss(
     texts = encode_captions(model, tokenizer(list(unique)).to(device), dtype)[rows]
     concepts = torch.as_tensor(batch["concepts"], device=device)
     loss = concept_contrastive(images, texts, concepts, model.logit_scale.exp().clamp(max=100))
+    loss = loss + options.scenes * scene_contrastive(images, torch.as_tensor(batch["scenes"], device=device))
     if targets is None: return loss
     shown = torch.as_tensor(batch["pictures"])
     taught = torch.as_tensor(targets[shown[shown >= 0].numpy()], device=device).float()
@@ -330,6 +351,7 @@ class Pretrainer:
             return torch.lerp(now, average, min(options.ema, (1 + int(n)) / (10 + int(n))))
 
         model = build_clip(model_cfg, options.seed).to(options.device).train()
+        model.logit_scale.data.fill_(math.log(options.scale))
         torch.manual_seed(options.seed)
         student = torch.nn.Linear(model_cfg["embed_dim"], 1 if targets is None else targets.shape[1])
         self.options, self.tokenizer, self.losses, self.targets = options, mini_tokenizer(), [], targets
@@ -360,7 +382,7 @@ class Pretrainer:
         self.parts["average"].update_parameters(model)
         self.losses.append(float(loss.detach()))
 
-# %% ../nbs/40_miniclip.ipynb #c031
+# %% ../nbs/40_miniclip.ipynb #c034
 EVERY = 50     # steps from one checkpoint to the next
 
 
@@ -419,7 +441,7 @@ def train_clip(
         bar.set_postfix(loss=f"{np.mean(trainer.losses[-50:]):.3f}")
     return trainer.parts["average"].module.eval(), trainer.losses, time.time() - start
 
-# %% ../nbs/40_miniclip.ipynb #c035
+# %% ../nbs/40_miniclip.ipynb #c038
 @torch.no_grad()
 def as_stored(model: torch.nn.Module, norm: float = 10., seed: int = 1) -> torch.nn.Module:
     "A copy on the CPU whose windows of 32 x 32 have this mean norm, its weights rounded to half precision."
@@ -433,7 +455,7 @@ def as_stored(model: torch.nn.Module, norm: float = 10., seed: int = 1) -> torch
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     return model
 
-# %% ../nbs/40_miniclip.ipynb #c038
+# %% ../nbs/40_miniclip.ipynb #c041
 @options
 class PretrainJob(Options, error=PretrainError):
     "Every parameter of nbs/pretrain_mini_clip.ipynb."
@@ -445,6 +467,8 @@ class PretrainJob(Options, error=PretrainError):
     exam: int = Field(2000, ge=20)            # windows of each kind in the examination
     pictures: str = ""                        # folder of real pictures with list.csv; empty: rendered alone
     teacher: str = ""                         # TFLite classifier with soft targets for them; empty: none
+    reference: str = ""                       # folder of real CLIP's features to compare with; empty: none
+    size: Size = "full"                       # MiniStreet's validation videos in that comparison
     out: str = "out/mini_clip"                # folder of everything written
 
     @property
