@@ -4,6 +4,7 @@ import sys
 
 def run() -> int:
     "The command; Ctrl-C while its libraries are being loaded ends in one line, too."
+    for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors="replace")     # odd names of files
     try:
         from .command import main
         return main()

@@ -33,6 +33,8 @@ def texts_of(
     wrong = [label for label, words in pairs if not (label and words)]
     if wrong:
         raise CatalogError(f"texts={text!r}: expected 'label: words; label: words', found {wrong[0]!r}")
+    if twice := [label for n, (label, _) in enumerate(pairs) if label in dict(pairs[:n])]:
+        raise CatalogError(f"texts={text!r}: {twice[0]!r} is given twice; keep one of them")
     return dict(pairs)
 
 # %% ../nbs/02b_catalog.ipynb #c008

@@ -7,7 +7,7 @@ __all__ = ['Device', 'DTYPES', 'Precision', 'WAYS_OUT', 'Loaded', 'WindowMode', 
            'check_name', 'Backbone', 'mini_config', 'build_clip', 'mini_tokenizer', 'read_weights', 'fill',
            'weights_sha256', 'beside', 'wants_quick_gelu', 'load_mini', 'silent_on_random', 'create_named',
            'load_named', 'squeeze', 'window_grid', 'window_patches', 'vision', 'text_tower', 'plain_towers',
-           'tokens_of', 'FrozenCLIP', 'load_backbone', 'to_device', 'bicubic', 'enlarge', 'embed_patches',
+           'tokens_of', 'fitting', 'FrozenCLIP', 'load_backbone', 'to_device', 'bicubic', 'enlarge', 'embed_patches',
            'vision_batches', 'token_windows', 'cut_windows', 'crop_windows']
 
 # %% ../nbs/03_clip.ipynb #c003
@@ -331,14 +331,28 @@ def plain_towers(model: torch.nn.Module) -> bool:
 # %% ../nbs/03_clip.ipynb #c034
 def tokens_of(
     tokenizer: Callable,          # open_clip's
-    sentences: Sequence[str],     # at least one
+    sentences: Sequence[str],     # at least one, of any length
 ) -> tuple[torch.Tensor, torch.Tensor]:     # ids int [C, L], place of each end token int [C]
-    "Token ids, cut behind the last end token. Raises BackboneError."
+    "Token ids, as many as there are, cut behind the last end token. Raises BackboneError."
     if isinstance(sentences, str) or not len(sentences) or not all(isinstance(s, str) for s in sentences):
         raise BackboneError(f"sentences={sentences!r}: expected a list of at least one text")
-    tokens = tokenizer(list(sentences))
+    most = 2 + 8 * max(map(len, sentences))       # a character has at most four bytes, a byte one token
+    tokens = tokenizer(list(sentences), context_length=most)
     end = tokens.argmax(-1)                       # the end token has the largest id
     return tokens[:, :int(end.max()) + 1], end
+
+
+def fitting(
+    tokens: torch.Tensor,         # ids int [C, L]
+    end: torch.Tensor,            # place of each end token int [C]
+    sentences: Sequence[str],
+    most: int,                    # positions of the text tower
+) -> tuple[torch.Tensor, torch.Tensor]:     # the first two
+    "What `tokens_of` gave, if the text tower can read it. Raises BackboneError."
+    if tokens.shape[1] <= most: return tokens, end
+    n = int(end.argmax())
+    raise BackboneError(f"sentences: {sentences[n][:40]!r}... is {int(end[n]) + 1} tokens long with its "
+                        f"start and end, the text tower reads {most}; shorten it")
 
 # %% ../nbs/03_clip.ipynb #c036
 WindowMode = Literal["token", "crop"]     # a window is its own patches, or enlarged to the full input
@@ -368,6 +382,7 @@ class FrozenCLIP:
         self.resolution = int(np.ravel(model.visual.image_size)[0])
         self.patch, self.tau = model.visual.conv1.kernel_size[0], float(1 / model.logit_scale.exp())
         self.dim, self.token_width = model.visual.proj.shape[1], model.token_embedding.weight.shape[1]
+        self.positions = model.positional_embedding.shape[0]     # tokens that the text tower reads, 77
         self.mean, self.std = (torch.tensor(preprocess[key], device=device).view(3, 1, 1)
                                for key in ("mean", "std"))
 
@@ -400,10 +415,11 @@ class FrozenCLIP:
     @torch.no_grad()
     def text(
         self,
-        sentences: Sequence[str],         # what is longer than the tower's context is cut off
+        sentences: Sequence[str],         # none longer than the tower's context
     ) -> torch.Tensor:                    # float [C, D]
         "Sentences through the text tower. Raises BackboneError."
-        tokens, end = (part.to(self.device) for part in tokens_of(self.tokenizer, sentences))
+        found = fitting(*tokens_of(self.tokenizer, sentences), sentences, self.positions)
+        tokens, end = (part.to(self.device) for part in found)
         dtype = DTYPES[self.precision]
         with nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype):
             return text_tower(self.model, self.model.token_embedding(tokens), end).float()
@@ -418,7 +434,7 @@ class FrozenCLIP:
             raise BackboneError(f"context: expected [L, {self.token_width}], found {list(context.shape)}; "
                                 f"this backbone's tokens are {self.token_width} wide")
         tokens, end = (part.to(self.device) for part in tokens_of(self.tokenizer, labels))
-        n, most = len(context), self.model.positional_embedding.shape[0]
+        n, most = len(context), self.positions
         if tokens.shape[1] + n > most:
             raise BackboneError(f"prompts: {n} context tokens and a label of {tokens.shape[1]} exceed the "
                                 f"{most} of the text tower; shorten the label or the context")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOBS', 'add_options', 'command_line', 'read_job', 'announce', 'run_detect', 'run_train', 'run_extract', 'stop_at',
-           'main']
+           'in_words', 'main']
 
 # %% ../nbs/24b_command.ipynb #c003
 import argparse
@@ -18,11 +18,12 @@ import matplotlib.pyplot as plt
 
 from stprompt.experiments import (
     TrainJob,
+    benchmark_name,
     departures,
     evaluate,
     fit,
     locate,
-    out_folder,
+    own_out,
     prepare,
     record,
     score,
@@ -31,6 +32,7 @@ from stprompt.experiments import (
 )
 from .features import process
 from .figures import draw_curves, draw_heats, draw_losses, draw_metrics, save_figure
+from .files import disk_trouble, let_go, printable
 from .options import comments
 from stprompt.other_jobs import (
     DetectJob,
@@ -88,19 +90,17 @@ def announce(job: TrainJob | ExtractJob) -> None:
 def run_detect(job: DetectJob) -> int:
     "Detects and writes; prints the events."
     source = Path(job.video).expanduser() if job.video else example_video()
-    detector = open_detector(job)
+    out, detector = own_out(job, "stprompt detect", "detect", source.stem), open_detector(job)
     detection = detector(source, progress=True)
     print(detection)
-    print(*record_detection(out_folder(job, "detect", source.stem), detector, detection, source, job.film),
-          sep="\n")
+    print(*record_detection(out, detector, detection, source, job.film), sep="\n")
     return 0
 
 
 def run_train(job: TrainJob) -> int:
     "Trains, evaluates, draws and writes; prints the metrics."
-    data = prepare(job)
+    out, data = own_out(job, "stprompt train", benchmark_name(job), "train"), prepare(job)
     print(data, flush=True)
-    out = out_folder(job, data.benchmark.name, "train")
     fitted = fit(job, data, checkpoint=training_file(out))
     scored, found = score(fitted, data), locate(job, data)
     report = evaluate(scored, found, data)
@@ -119,11 +119,19 @@ def run_extract(job: ExtractJob) -> int:
     if process()[0] == 0: print(summary)
     return 1 if summary.failed else 0
 
-# %% ../nbs/24b_command.ipynb #n1
+# %% ../nbs/24b_command.ipynb #c015
 def stop_at(received: list[int], number: int) -> None:
     "A signal ends the work as Ctrl-C does. Raises KeyboardInterrupt."
     received.append(number)
     raise KeyboardInterrupt
+
+
+def in_words(error: ValueError | OSError) -> str:
+    "One sentence; of the system's errors only those of a disk that takes no more. Raises the others."
+    if isinstance(error, ValueError): return str(error)
+    place = Path(error.filename or ".").parent
+    if not (trouble := disk_trouble(error, place)): raise error
+    return f"{place}: {trouble}, and run the same command again"
 
 
 def main(words: Sequence[str] | None = None) -> int:     # words: None = those of the process
@@ -139,7 +147,9 @@ def main(words: Sequence[str] | None = None) -> int:     # words: None = those o
         said = str(stopped) or "what is finished is kept, the same command goes on"
         print(f"stopped: {said}", file=sys.stderr)
         return 128 + (received or [signal.SIGINT])[0]
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(printable(in_words(error)), file=sys.stderr)
         return 2
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        let_go()
+        signal.signal(signal.SIGTERM, before)

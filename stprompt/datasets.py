@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NORMAL', 'SPLITS', 'PAPER_ROW', 'BUNDLED', 'OWN_SPLIT', 'HYPER', 'UCF_CRIME', 'SHANGHAITECH', 'UBNORMAL',
            'UBNORMAL_TYPES', 'XD_VIOLENCE', 'XD_CODES', 'UCSD_PED2', 'CSV_COLUMNS', 'DatasetError', 'VideoItem',
-           'GroundTruth', 'mask_of_ranges', 'no_ground_truth', 'Benchmark', 'hyper', 'text_of', 'is_normal_name',
-           'split_items', 'split_classes', 'folder_benchmark', 'csv_rows', 'ListedRow', 'csv_videos', 'csv_benchmark']
+           'GroundTruth', 'mask_of_ranges', 'no_ground_truth', 'Benchmark', 'hyper', 'text_of', 'has_word', 'spelling',
+           'is_normal_name', 'split_items', 'split_classes', 'folder_benchmark', 'csv_rows', 'ListedRow', 'csv_videos',
+           'csv_benchmark']
 
 # %% ../nbs/01_datasets.ipynb #c003
 import csv
@@ -14,6 +15,7 @@ import hashlib
 import io
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from .files import printable
 from .video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key, probe
 
 # %% ../nbs/01_datasets.ipynb #c006
@@ -153,7 +156,7 @@ def _digest(benchmark):
     lines = [f"{label}\t{text}" for label, text in benchmark.classes.items()]
     lines += [f"{split}\t{item.id}\t{'+'.join(item.labels)}\t{size_of(item.source)}"
               for split in SPLITS for item in getattr(benchmark, split)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 # %% ../nbs/01_datasets.ipynb #c014
 PAPER_ROW = dict(
@@ -228,6 +231,16 @@ def text_of(label: str) -> str:
     return " ".join(re.split(r"[\s_\-]+", spaced)).strip().lower()
 
 
+def has_word(text: str) -> bool:
+    "Is there a letter or a digit in it, something that CLIP can read?"
+    return any(letter.isalnum() for letter in text)
+
+
+def spelling(label: str) -> str:
+    "What two labels share that differ only in case, in separators or in how an accent is stored."
+    return text_of(unicodedata.normalize("NFKC", label)).casefold()
+
+
 def is_normal_name(
     name: str,
     others: Iterable[str] = (),     # the other classes, so that 'noFight' is seen to be none of 'fight'
@@ -259,10 +272,13 @@ def _check_names(names, root):
     "Folders' names hold words, and differ in more than case and separators. Raises DatasetError."
     alike = {}
     for name in names:
-        if not text_of(name):
+        if printable(name) != name:
+            raise DatasetError(f"{printable(str(root/name))}: the name of this class folder is no UTF-8; "
+                               "CLIP reads it as the label, so give it another one")
+        if not has_word(name):
             raise DatasetError(f"{root/name}: this class folder has no word in its name; CLIP reads it as "
                                "the label, so give it one")
-        if (first := alike.setdefault(text_of(name), name)) != name:
+        if (first := alike.setdefault(spelling(name), name)) != name:
             raise DatasetError(f"{root}: the class folders {first!r} and {name!r} differ in case or "
                                "separators only; make them one")
 
@@ -302,7 +318,7 @@ def split_items(
     validation_fraction: float = .15,
 ) -> list[tuple[VideoItem, ...]]:         # train, validation, test
     "One class divided; each split gets one before train gets two."
-    place = lambda item: hashlib.sha256(f"{seed}/{item.id}".encode()).hexdigest()
+    place = lambda item: hashlib.sha256(f"{seed}/{item.id}".encode("utf-8", "surrogatepass")).hexdigest()
     ranked = sorted(items, key=place)
     n, test, held = len(ranked), 0, 0
     if test_fraction: test = max(min(round(n * test_fraction), n - 2), min(1, n - 1))
@@ -350,6 +366,9 @@ def _texts_of(labels, texts, normal):
     labels = sorted(labels, key=lambda label: (label != NORMAL, natural_key(label)))
     if unknown := [key for key in texts if key not in labels]:
         raise DatasetError(f"texts: there is no class {unknown[0]!r}; the classes are {', '.join(labels)}")
+    if silent := [key for key, text in texts.items() if not has_word(text)]:
+        raise DatasetError(f"texts: there is no word in {texts[silent[0]]!r}, given for {silent[0]!r}; "
+                           "say what CLIP is to look for")
     return {label: texts.get(label, text_of(label)) for label in labels}
 
 # %% ../nbs/01_datasets.ipynb #c031
@@ -408,7 +427,7 @@ def csv_rows(path: str | Path) -> list[tuple[int, dict[str, str]]]:
 def _csv_label(label, where):
     "The label as the benchmark writes it. Raises DatasetError."
     if label.lower() == NORMAL.lower(): return NORMAL
-    if not text_of(label) or not label.isprintable():
+    if not has_word(label) or not label.isprintable():
         raise DatasetError(f"{where}: has no label that can be read ({label!r}); write a word, "
                            f"{NORMAL} if nothing happens in it")
     return label
@@ -468,7 +487,7 @@ def _check_labels(rows):
     "Labels are written one way, and none but Normal reads as if nothing happened. Raises DatasetError."
     labels, alike = {row.label for row in rows}, {}
     for where, label in ((row.where, row.label) for row in rows if row.label != NORMAL):
-        first = alike.setdefault(text_of(label), label)
+        first = alike.setdefault(spelling(label), label)
         if label != first:
             raise DatasetError(f"{where}: label {label!r}, but {first!r} above, differs in case or "
                                "separators only; write both the same way")

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['ten_crops', 'views', 'Part', 'Ended', 'prepared', 'ahead', 'overlapped', 'Films', 'sent', 'received', 'as_it_is',
-           'decoded']
+           'from_workers', 'decoded']
 
 # %% ../nbs/04b_decoding.ipynb #c003
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+import torch.multiprocessing
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .clip import FrozenCLIP, squeeze
@@ -105,17 +108,27 @@ def overlapped(
 
 # %% ../nbs/04b_decoding.ipynb #c015
 class Films(IterableDataset):
-    "The parts of many videos, each with its video's number; of n workers each reads every n-th video."
+    "The parts of videos, each with its video's number; a worker gets the numbers through its pipe."
 
-    def __init__(self, sources: Sequence[str | Path], settings: Any, side: int) -> None:
+    def __init__(self, sources: Sequence[str | Path], settings: Any, side: int, workers: int) -> None:
         self.sources, self.settings, self.side = sources, settings, side
+        self.pipes = [torch.multiprocessing.Pipe(duplex=False) for _ in range(workers)]
+
+    def parts(self, numbers: Iterable[int]) -> Iterator[tuple[int, Part | Ended]]:
+        "The parts of these videos, one video after the other."
+        for number in numbers:
+            for part in prepared(self.sources[number], self.settings, self.side): yield number, part
+
+    def handed_out(self, pipe: Connection) -> Iterator[int]:
+        "The numbers for one worker, until there are no more or the process that hands them out is dead."
+        while parent_process().is_alive():
+            if not pipe.poll(1): continue
+            if (number := pipe.recv()) is None: return
+            yield number
 
     def __iter__(self) -> Iterator[tuple[int, Part | Ended]]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number in range(first, len(self.sources), step):
-            parts = prepared(self.sources[number], self.settings, self.side)
-            for part in sent(parts) if worker else parts: yield number, part
+        for number in self.handed_out(self.pipes[get_worker_info().id][0]):
+            for part in sent(prepared(self.sources[number], self.settings, self.side)): yield number, part
 
 
 def sent(parts: Iterator[Part | Ended]) -> Iterator[Part | Ended]:
@@ -140,16 +153,38 @@ def as_it_is(part: tuple[int, Part | Ended]) -> tuple[int, Part | Ended]:
     return part
 
 
+def from_workers(
+    films: Films,
+    numbers: Iterator[int],          # of the videos; each is asked for when a worker will need it soon
+) -> Iterator[tuple[int, Part | Ended]]:
+    "The parts that the workers send; nothing of them is left when it is closed."
+    pipes, worker_of = [pipe for _, pipe in films.pipes], {}
+    stream = iter(DataLoader(films, batch_size=None, num_workers=len(pipes), collate_fn=as_it_is))
+
+    def hand_out(worker: int) -> None:
+        number = next(numbers, None)
+        worker_of[number] = worker
+        pipes[worker].send(number)
+
+    try:
+        for worker in 2 * list(range(len(pipes))): hand_out(worker)
+        for number, part in received(stream):
+            if isinstance(part, Ended): hand_out(worker_of[number])
+            yield number, part
+    finally:
+        for pipe in pipes: pipe.send(None)       # whoever waits for a number ends
+        stream._shutdown_workers()               # at once, whoever still holds it in a traceback
+
+
 def decoded(
     sources: Sequence[str | Path],
     clip: FrozenCLIP,
     settings: Any,                   # what has `stride` and `crops`, such as FeatureSettings
     workers: int,                    # processes that decode; 0 = a thread of this one
+    wanted: Callable[[int], bool] = lambda number: True,     # asked here, right before a video's turn
 ) -> Iterator[tuple[int, Part | Ended]]:     # (number of the source, its next part)
-    "The parts of all videos, each video's in order; nothing runs on when it is closed."
-    films = Films(sources, settings, clip.resolution)
-    if workers == 0: yield from overlapped(iter(films), clip)
-    else:
-        stream = iter(DataLoader(films, batch_size=None, num_workers=workers, collate_fn=as_it_is))
-        try: yield from received(stream)
-        finally: stream._shutdown_workers()      # at once, whoever still holds it in a traceback
+    "The parts of all wanted videos, each video's in order; nothing runs on when it is closed."
+    films = Films(sources, settings, clip.resolution, workers)
+    numbers = filter(wanted, range(len(sources)))
+    if workers == 0: yield from overlapped(films.parts(numbers), clip)
+    else: yield from from_workers(films, numbers)

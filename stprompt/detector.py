@@ -23,15 +23,16 @@ from pydantic import Field, field_validator
 
 from . import __version__
 from .clip import Backbone, FrozenCLIP, WindowMode, load_backbone, pick_device
+from .datasets import has_word, spelling
 from .features import FeatureSettings
-from .files import asset
+from .files import asset, printable
 from .localizer import Localizer, LocalizerOptions, fuse
 from .metrics import runs, weak_threshold
 from .model import STPrompt, checkpoint_file
 from .motion import StreamingMotion, aggregate
 from .options import Options, options, read_options
 from .progress import Bar
-from .prompts import anomaly_queries, plain_name
+from .prompts import anomaly_queries, check_lengths, plain_name
 from .results import write_json
 from .video import Frames, VideoError, probe, read_frames
 
@@ -53,8 +54,12 @@ class DetectorOptions(Options, error=DetectorError):
 def anomalies(words: Mapping, name: str = "words") -> dict[str, str]:
     "{label: words} of what is unusual, at least one, the normal class left out. Raises DetectorError."
     texts = [text for pair in words.items() for text in pair] if isinstance(words, Mapping) else [None]
-    if all(isinstance(text, str) and text.strip() for text in texts):
-        found = {label: text for label, text in words.items() if plain_name(label) != "normal"}
+    if all(isinstance(text, str) and has_word(text) for text in texts):
+        found, alike = {label: text for label, text in words.items() if plain_name(label) != "normal"}, {}
+        for label in found:
+            if (first := alike.setdefault(spelling(label), label)) != label:
+                raise DetectorError(f"{name}: the labels {first!r} and {label!r} differ in case or "
+                                    "separators only; make them one")
         if found: return found
     raise DetectorError(f"{name}={words!r}: expected {{label: words}} of at least one anomaly, "
                         "such as {'fire': 'a building on fire'}; what is normal needs no words")
@@ -462,11 +467,12 @@ class Detector:
                                     anomalies(classes, "classes"), found_by)     # k = 1: the hottest window
         videos = some_videos(normal)
         clip = load_backbone(Backbone(backbone, weights, device))
+        check_lengths(clip, settings.words, given="classes")
         settings = replace(settings, precision=clip.precision)
         scorer = ZeroShot(make_localizer(clip, settings), settings)
         if not videos: return cls(scorer, known)
         settings = replace(settings, threshold=normal_threshold(scorer, videos))
-        names = ", ".join(Path(video).name for video in videos)
+        names = ", ".join(printable(Path(video).name) for video in videos)
         return cls(ZeroShot(scorer.localizer, settings), known, f"normal video {names}")
 
     def stream(self, source: str | Path | Iterable[Frames]) -> Iterator[ScoredPart]:
@@ -487,8 +493,8 @@ class Detector:
 
     def __call__(self, source: str | Path, progress: bool = False) -> Detection:
         "The whole of one video file or folder of images. Raises VideoError."
-        start, info, parts = time.time(), probe(source), []
-        with Bar(total=info.n_frames, desc=Path(source).name, unit="frame", disable=not progress) as bar:
+        start, info, parts, name = time.time(), probe(source), [], printable(Path(source).name)
+        with Bar(total=info.n_frames, desc=name, unit="frame", disable=not progress) as bar:
             for part in self.stream(source):
                 parts.append(part)
                 bar.update(part.seen - bar.n)
@@ -499,7 +505,7 @@ class Detector:
         peaks = {events[n].peak: n for n in surest}
         keys = [KeyFrame(peaks[frame], frame, events[peaks[frame]].peak_time, image, heat,
                          self.localizer.boxes(heat)) for frame, image, heat in self.look(source, peaks, n)]
-        return Detection(Path(source).name, n, float(info.fps), tuple(info.size), duration, scored.index,
+        return Detection(name, n, float(info.fps), tuple(info.size), duration, scored.index,
                          scored.time, scored.scores, float(self.threshold), events, keys,
                          self.facts(time.time() - start))
 

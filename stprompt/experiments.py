@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['UNSET', 'TABLES', 'FAITHFUL', 'ALSO', 'filled', 'JobError', 'Sampling', 'Training', 'Localization', 'TrainJob',
            'papers_values', 'settings_table', 'departures', 'Data', 'feature_settings', 'same_lengths', 'check_splits',
-           'from_videos', 'from_published', 'check_out', 'prepare', 'Fitted', 'new_model', 'validator', 'interruption',
-           'fit', 'Scored', 'score', 'searched', 'evaluated_frames', 'Located', 'new_localizer', 'locate_in', 'locate',
-           'evaluate', 'last_epoch', 'training_file', 'out_folder', 'known_facts', 'save_detector', 'record']
+           'from_videos', 'from_published', 'check_out', 'out_folder', 'prepare', 'benchmark_name', 'own_out',
+           'files_in', 'Fitted', 'new_model', 'validator', 'interruption', 'fit', 'Scored', 'score', 'searched',
+           'evaluated_frames', 'Located', 'new_localizer', 'locate_in', 'locate', 'evaluate', 'last_epoch',
+           'training_file', 'known_facts', 'save_detector', 'record']
 
 # %% ../nbs/24_experiments.ipynb #c003
 import copy
@@ -37,10 +38,11 @@ from stprompt.features import (
     VideoFeatures,
     extract,
     load_all,
+    process,
     settled,
     store_folder,
 )
-from .files import project_root
+from .files import FolderTaken, hold_folder, project_root
 from .learner import History, LearnerOptions, class_scores, score_videos, train_model, use
 from .localizer import HeatMethod, Localizer, LocalizerOptions, NormalQueries, fuse
 from .losses import Branches
@@ -57,10 +59,11 @@ from stprompt.metrics import (
 from .model import STPrompt, STPromptOptions
 from .motion import Spatial
 from .options import Options, options
+from .prompts import check_lengths
 from .released import ReleasedFeatures, released_benchmark
 from .results import make_record, write_json, write_record
 
-# %% ../nbs/24_experiments.ipynb #n0050
+# %% ../nbs/24_experiments.ipynb #c006
 UNSET = {"backbone": "", "weights": "", "mode": "", "k": 0, "stride": 0, "max_length": 0, "epochs": 0,
          "lr": 0, "batch": 0, "alpha": -1, "beta": -1, "validation": -1}     # these leave a parameter open
 
@@ -78,7 +81,7 @@ def filled(
     if given.get("features") and "spatial" in names: own["spatial"] = "none"
     return {**given, **own}
 
-# %% ../nbs/24_experiments.ipynb #c006
+# %% ../nbs/24_experiments.ipynb #c008
 class JobError(ValueError):
     "A job that cannot run as asked: which parameter, what was found, what is possible."
 
@@ -141,7 +144,7 @@ class TrainJob(Localization, Training, Sampling, Backbone, Source, error=JobErro
             raise ValueError(f"batch={self.batch}: half normal, half abnormal videos; take {self.batch + 1}")
         return self
 
-# %% ../nbs/24_experiments.ipynb #c010
+# %% ../nbs/24_experiments.ipynb #c012
 TABLES = {"ucf_crime": ("UCF-Crime", "Table 1"), "shanghaitech": ("ShanghaiTech", "Table 2"),
           "ubnormal": ("UBnormal", "Table 3")}     # of these the paper has a row STPrompt
 FAITHFUL = {"spatial": "sa2", "adapter": "distance", "layers": 1, "prompt_length": 8, "branches": "both",
@@ -171,7 +174,7 @@ def departures(job: Sampling) -> list[str]:
     return [f"{name}: {getattr(job, name)!r}; the paper: {value!r}" for name, value in known.items()
             if getattr(job, name) != value]
 
-# %% ../nbs/24_experiments.ipynb #c013
+# %% ../nbs/24_experiments.ipynb #c015
 @dataclass(frozen=True)
 class Data:
     "What a job works on."
@@ -235,6 +238,7 @@ def from_videos(job: TrainJob) -> Data:
     started, benchmark = time.time(), open_benchmark(job)
     check_splits(benchmark)
     clip = load_backbone(job)
+    check_lengths(clip, benchmark.classes, job.prompt_length)
     settings = feature_settings(job, clip)
     store = FeatureStore(store_folder(benchmark, settings, job.root), settings)
     summary = settled(extract(benchmark.items(), clip, store))
@@ -243,19 +247,20 @@ def from_videos(job: TrainJob) -> Data:
     truths = {item.id: benchmark.ground_truth(item.id) for item in tested}
     return Data(benchmark, clip, features, settings, same_lengths(truths, features), summary, started)
 
-# %% ../nbs/24_experiments.ipynb #n0151
+# %% ../nbs/24_experiments.ipynb #c020
 def from_published(job: TrainJob) -> Data:
     "Benchmark and features of VadCLIP's download, read in place. Raises ValueError."
     started, clip = time.time(), load_backbone(job)
     benchmark, features = released_benchmark(
         at(job.features), at(job.annotations), job.dataset, job.crops, share_of(job), job.seed,
         job.frame_counts, clip.dim)
+    check_lengths(clip, benchmark.classes, job.prompt_length)
     truths = {item.id: benchmark.ground_truth(item.id) for item in benchmark.test}
     found = Summary(skipped=[item.id for item in benchmark.items()])
     return Data(benchmark, clip, features, feature_settings(job, clip), truths, found, started)
 
 
-def check_out(job: TrainJob) -> None:
+def check_out(job: Options) -> None:
     "Results can be written where the job says, known before the work. Raises JobError."
     folder = project_root()/Path(job.out or "out").expanduser()
     try:
@@ -266,12 +271,46 @@ def check_out(job: TrainJob) -> None:
                        "name another folder") from None
 
 
+def out_folder(job: Options, *default: str) -> Path:
+    "Where a job writes: its `out`, else out/<default>; relative to the project's root."
+    return project_root()/(Path(job.out).expanduser() if job.out else Path("out", *default))
+
+
 def prepare(job: TrainJob) -> Data:
     "The job's benchmark, backbone and features, found or made. Raises ValueError before any training."
     check_out(job)
     return from_published(job) if job.features else from_videos(job)
 
-# %% ../nbs/24_experiments.ipynb #c018
+# %% ../nbs/24_experiments.ipynb #c023
+def benchmark_name(job: Source) -> str:
+    "What a job's benchmark is called, known before it is opened."
+    place = (at(job.root) or Path()).resolve()
+    return {"ministreet": f"ministreet-{getattr(job, 'size', '')}", "folder": place.name,
+            "csv": place.stem}.get(job.dataset, job.dataset)
+
+
+def own_out(
+    job: Options,
+    by: str,                 # what asks, for people: a notebook or a command
+    *default: str,           # parts of the folder where the job names none
+) -> Path:
+    "The job's folder of results, which no other process writes to from now on. Raises JobError."
+    out = out_folder(job, *default)
+    if process()[0] > 0: return out
+    check_out(job)
+    try: hold_folder(out, by)
+    except FolderTaken as error: raise JobError(str(error)) from None
+    except OSError as error:
+        raise JobError(f"{out}: nothing can be written here ({error.strerror}); name another out") from None
+    return out
+
+
+def files_in(out: str | Path) -> list[str]:
+    "What a job has written; hidden files are no results."
+    paths = [path.relative_to(out) for path in sorted(Path(out).rglob("*")) if path.is_file()]
+    return [str(path) for path in paths if not path.name.startswith(".")]
+
+# %% ../nbs/24_experiments.ipynb #c026
 @dataclass(frozen=True)
 class Fitted:
     "A trained detector with the weights that validation chose, and how it came about."
@@ -337,7 +376,7 @@ def fit(
         raise KeyboardInterrupt(interruption(job, len(history.losses), checkpoint))
     return Fitted(use(model, history, "best"), history, job.epochs)
 
-# %% ../nbs/24_experiments.ipynb #c022
+# %% ../nbs/24_experiments.ipynb #c030
 @dataclass(frozen=True)
 class Scored:
     "Scores of the test videos, and the gate of TIoU."
@@ -363,7 +402,7 @@ def score(fitted: Fitted, data: Data) -> Scored:
     classes = {id: found.to_frames(class_scores(fitted.model, found)) for id, found in videos.items()}
     return Scored(score_videos(fitted.model, videos), classes, gate)
 
-# %% ../nbs/24_experiments.ipynb #c026
+# %% ../nbs/24_experiments.ipynb #c034
 def searched(benchmark: Benchmark) -> dict[str, str]:
     "{label: words} that the localizer looks for."
     return {kind: kind for kind in UBNORMAL_TYPES} if benchmark.name == "ubnormal" else benchmark.classes
@@ -375,7 +414,7 @@ def evaluated_frames(truths: dict[str, GroundTruth], stride: int) -> dict[str, n
     dense = any((np.diff(index) == 1).any() for index in every.values())
     return annotated_frames(truths, stride) if dense else every
 
-# %% ../nbs/24_experiments.ipynb #c028
+# %% ../nbs/24_experiments.ipynb #c036
 @dataclass(frozen=True)
 class Located:
     "Where in the test frames; empty where a benchmark has no boxes."
@@ -423,7 +462,7 @@ def locate(job: TrainJob, data: Data, **changes: Any) -> Located:     # fields o
         boxes[id], samples[id], heats[id] = locate_in(localizer, *known, index, stride)
     return Located(boxes, heats, samples, frames)
 
-# %% ../nbs/24_experiments.ipynb #c031
+# %% ../nbs/24_experiments.ipynb #c039
 def evaluate(scored: Scored, found: Located, data: Data) -> Report:
     "The Report that the benchmark's labels allow."
     if data.truths:
@@ -441,15 +480,10 @@ def last_epoch(fitted: Fitted, data: Data) -> dict[str, float]:
     return {"video_auc": video_auc(scores, {item.id: item.is_abnormal for item in data.benchmark.test},
                                    "topk")}
 
-# %% ../nbs/24_experiments.ipynb #c034
+# %% ../nbs/24_experiments.ipynb #c042
 def training_file(out: str | Path) -> Path:
     "What a stopped training goes on from; in a job's folder until that is done."
     return project_root()/out/"training.pt"
-
-
-def out_folder(job: Options, *default: str) -> Path:
-    "Where a job writes: its `out`, else out/<default>; relative to the project's root."
-    return project_root()/(Path(job.out).expanduser() if job.out else Path("out", *default))
 
 
 def known_facts(job: TrainJob, data: Data) -> dict[str, Any]:     # fields of RunRecord
@@ -503,4 +537,4 @@ def record(
     save_detector(Path(out)/"model", job, data, fitted, scored, report)
     write_record(out, kept, TABLES.get(job.dataset, (None,))[0])
     if not fitted.unfinished: training_file(out).unlink(missing_ok=True)
-    return sorted(str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file())
+    return files_in(out)

@@ -23,6 +23,7 @@ from .files import write_atomic
 from .metrics import METRIC_NAMES, Report, floor_of, runs
 from .progress import kernel_display
 from .results import ResultError
+from .text import one_line
 
 # %% ../nbs/22b_figures.ipynb #c005
 COLORS = {"ours": "tab:red", "truth": "tab:green", "training": "tab:blue", "floor": "grey"}
@@ -49,6 +50,11 @@ def save_figure(
     return write_atomic(path, buffer.getvalue())
 
 # %% ../nbs/22b_figures.ipynb #c008
+def _name(ax, title, **place):
+    "The title as it is: no formula between dollar signs, one line."
+    ax.set_title(one_line(title), parse_math=False, **place)
+
+
 def _draw_keys(ax, keys, unit, title):
     "A strip of key frames above a curve, each tied to its moment."
     low, high = ax.get_xlim()
@@ -59,7 +65,7 @@ def _draw_keys(ax, keys, unit, title):
         moment, middle = ((frame * unit - low) / (high - low), 1.), ((n + .5) / len(keys), 1.12)
         line = {"arrowstyle": "-", "color": "grey", "lw": .7}
         ax.annotate("", xy=moment, xytext=middle, xycoords="axes fraction", arrowprops=line)
-    ax.set_title(title, y=1.66)
+    _name(ax, title, y=1.66)
 
 
 def draw_curve(
@@ -81,8 +87,9 @@ def draw_curve(
     if threshold is not None: ax.axhline(threshold, ls="--", lw=.8, color=COLORS["floor"])
     low, high = scores.min(initial=0) - .02, scores.max(initial=1) + .02
     ax.set(xlim=(0, max(len(scores), 1) * unit), xlabel="seconds" if fps else "frame",
-           ylim=(low, high), ylabel="anomaly score", title="" if keys else title)
+           ylim=(low, high), ylabel="anomaly score")
     if keys: _draw_keys(ax, keys, unit, title)
+    else: _name(ax, title)
     return ax
 
 # %% ../nbs/22b_figures.ipynb #c011
@@ -117,7 +124,7 @@ def draw_localization(
     axes[0].imshow(heat, cmap="jet", alpha=.5, vmin=0, vmax=max(float(np.max(heat)), 1e-9))
     draw_boxes(axes[1], predicted, COLORS["ours"])
     draw_boxes(axes[1], actual, COLORS["truth"])
-    axes[0].set_title(title or "heat")
+    _name(axes[0], title or "heat")
     axes[1].set_title("red: predicted, green: truth")
     return axes
 

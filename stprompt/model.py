@@ -24,11 +24,12 @@ from pydantic import BeforeValidator, Field, field_validator
 from torch import nn
 
 from .adapter import AdapterKind, AdapterOptions, TemporalAdapter
-from .files import project_root, write_atomic
+from .files import printable, project_root, write_atomic
 from .losses import Branches
 from .motion import Spatial
 from .options import Options, options, read_options
 from .prompts import LabelPrompts
+from .text import escaped
 
 # %% ../nbs/13_model.ipynb #c007
 class ModelError(ValueError):
@@ -327,7 +328,7 @@ implementation; not the authors' weights. The two branches come from VadCLIP
 {metrics}
 ```python
 from stprompt.model import STPrompt
-model = STPrompt.from_pretrained("{folder}")
+model = STPrompt.from_pretrained({folder})
 ```
 """
 
@@ -353,8 +354,9 @@ def card_text(
     "The model card, README.md."
     clip = options.clip or {}
     known = f"{clip.get('name')} / {clip.get('weights')}, sha256 {str(clip.get('sha256'))[:12]}"
-    rows = "".join(f"| {name} | {value} |\n" for name, value in (metrics or {}).items())
+    rows = "".join(f"| {escaped(name)} | {escaped(value)} |\n" for name, value in (metrics or {}).items())
     return CARD.format(
-        clip=known if clip else "none yet", classes=", ".join(options.labels), adapter=options.adapter,
-        sigma=options.sigma, spatial=options.spatial, metrics=rows, folder=folder,
+        clip=escaped(known) if clip else "none yet", classes=", ".join(map(escaped, options.labels)),
+        adapter=options.adapter, sigma=options.sigma, spatial=options.spatial, metrics=rows,
+        folder=json.dumps(printable(folder), ensure_ascii=False),     # a text in Python, too, on one line
     ) + CITATION

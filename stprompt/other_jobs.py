@@ -17,7 +17,7 @@ from .clip import Backbone, Device, load_backbone
 from .detector import Detection, Detector, DetectorOptions, check_request
 from .experiments import JobError, Sampling, feature_settings
 from .features import FeatureStore, Summary, extract, process, shard, store_folder, together
-from .files import cache_dir, write_atomic
+from .files import cache_dir, printable, write_atomic
 from .metrics import runs
 from .ministreet import FPS, files_of, make_id, ministreet, render
 from .options import Options, options
@@ -56,8 +56,8 @@ def extract_all(job: ExtractJob, progress: bool = True) -> Summary:
     store, videos = FeatureStore(job.store or store_folder(benchmark, settings, job.root),
                                  settings), benchmark.items()
     if index == 0:
-        print(f"{benchmark.name}: {len(videos)} videos, shard {job.shard}, "
-              f"{count} process{'es' * (count > 1)} on {clip.device}, into {store.root}", flush=True)
+        print(printable(f"{benchmark.name}: {len(videos)} videos, shard {job.shard}, {count} "
+                        f"process{'es' * (count > 1)} on {clip.device}, into {store.root}"), flush=True)
     mine = shard(videos, job.shard)[index::count]
     workers = None if job.workers < 0 else job.workers
     return together(extract(mine, clip, store, progress and index == 0, workers))

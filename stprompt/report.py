@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 
 from .detector import Detection, Detector, clock
-from .files import asset, write_atomic
+from .files import asset, printable, write_atomic
 from .progress import Bar
 from .results import write_json
 from .video import read_frames, write_video
@@ -85,9 +85,9 @@ def report_html(detection: Detection) -> str:
             for second in step]
     made = detection.made_with
     settings = {name: value for name, value in made.get("settings", {}).items() if name != "threshold"}
-    return pages.get_template("report.html.j2").render(
+    return printable(pages.get_template("report.html.j2").render(
         found=detection, made=made, line=line, wide=WIDE, high=HIGH, settings=rows_of(settings),
-        at=at, up=up, clock=clock, jpeg=jpeg, boxed=boxed, heated=heated)
+        at=at, up=up, clock=clock, jpeg=jpeg, boxed=boxed, heated=heated))
 
 
 def to_html(detection: Detection, path: str | Path) -> Path:

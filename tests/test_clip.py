@@ -78,7 +78,7 @@ def test_frames_windows_text_are_open_clips(config):
     for mode in ("token", "crop"):
         alone = clip.windows(PICTURES, side, side, mode)[:, 0, 0]
         assert torch.allclose(alone, own, atol=1e-4)     # a window as large as the frame is the frame
-    sentences = ["fire", "a picture of a long road beside a tree", "people, fighting!", "word " * 200]
+    sentences = ["fire", "a picture of a long road beside a tree", "people, fighting!", "word " * 75]
     assert torch.allclose(clip.text(sentences), clip.model.encode_text(clip.tokenizer(sentences)), atol=1e-5)
 
 def pil_resized(picture, side):

@@ -120,6 +120,7 @@ def test_the_seeds_job_runs_to_its_end(tmp_path):
     assert len(record["more"]["stages"]) == 8 and len(record["more"]["localizers"]) == 4
     assert {"localizer", "lambda", "best trivial"} <= set(record["more"]["choices"][0])
     assert (tmp_path/"table.md").read_text().count("\n## ") == 3 and (tmp_path/"localization.png").exists()
+    assert not list(tmp_path.glob(".*")) and not (tmp_path/"trainings").exists()     # nothing to go on from
     assert {p.name for p in (tmp_path/"model").iterdir()} == {"README.md", "config.json",
                                                               "model.safetensors",
                                                               "detector.json"}
@@ -237,6 +238,35 @@ def test_extract_from_the_command_line(tmp_path):
 
 def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def odd_clips(root):
+    "Names that are no UTF-8, too long, just short enough; a class folder called like a store's settings."
+    make_clips(root, 2)
+    for label in ("fight", "noFight"):
+        first = root/label/f"{label}0.mp4"
+        shutil.copy(first, first.with_name("x" * 250 + ".mp4"))
+        shutil.copy(first, first.with_name("y" * 243 + ".mp4"))
+        os.rename(first, os.fsencode(first.parent)+b"/\xff.mp4")
+    shutil.copytree(root/"fight", root/"settings.json")
+    return root
+
+
+def test_names_that_a_disk_does_not_take_are_reported_and_the_rest_is_done(tmp_path, capsys):
+    "The good ones are stored whole, each bad one is named with its remedy, the exit code is 1."
+    root, store = odd_clips(tmp_path/"clips"), tmp_path/"store"
+    words = f"extract --dataset folder --root {root} --store {store} --device cpu".split()
+    assert main(words) == 1
+    said = capsys.readouterr().out.encode().decode()                     # no half characters
+    assert "6 videos extracted, 0 found, 6 failed" in said
+    long = [line for line in said.splitlines() if "give the video a shorter name" in line]
+    assert len(long) == 2 and all("x" * 250 + ".mp4: its features cannot be written (File name too long)"
+                                  in line for line in long)
+    assert said.count("settings.json/") == 2 * 4 and said.count("rename the video or its folder") == 4
+    assert "settings.json/\ufffd: " in said
+    assert sorted(Path(name).name[:2] for name in contents(store)) == sorted(
+        ["se", *2 * ["yy", "\ufffd-"], "fi", "no"])        # safetensors opens no file whose name is no UTF-8
+    assert main(words) == 1 and "0 videos extracted, 6 found, 6 failed" in capsys.readouterr().out
 
 
 LAUNCH = ("accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
