@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTOR_PHRASES', 'ANOMALY_PHRASES', 'CONCEPT_PHRASES', 'TEMPLATES', 'SURROUNDINGS', 'SCENE_PHRASES', 'TIMES', 'SEEN',
-           'SCENE_TEMPLATES', 'SHARED', 'MORE_PHRASES', 'write_caption', 'write_scene', 'bare', 'queries', 'told',
-           'words_for', 'write_real']
+           'PEOPLE', 'COMPANY', 'SCENE_TEMPLATES', 'SHARED', 'MORE_PHRASES', 'write_caption', 'write_scene', 'bare',
+           'queries', 'told', 'words_for', 'write_real']
 
 # %% ../nbs/40_captions.ipynb #c002
 import re
@@ -93,7 +93,10 @@ SCENE_PHRASES = {
 }
 TIMES = {False: ("", "", "by day", "in daylight"), True: ("at night", "in the dark", "after dark")}
 SEEN = {"tree": "trees", "building": "buildings", "desk": "tables", "cabinet": "shelves", "chair": "chairs",
-        "door": "doors", "walking": "people", "standing": "people", "car": "cars", "parked cars": "cars"}
+        "door": "doors", "car": "cars", "parked cars": "cars", "RoadAccident": "cars"}
+PEOPLE = {"walking", "standing", "running", "hugging", "bending", "pointing", "Fighting", "Falling", "Shooting"}
+COMPANY = {True: ("with people", "with a few people", "and somebody in it"),
+           False: ("without people", "with nobody in it", "that is deserted")}
 SCENE_TEMPLATES = ("{}", "{}", "a photo of {}", "cctv footage of {}", "a surveillance camera in {}",
                    "the view of a security camera in {}", "a wide view of {}")
 
@@ -105,9 +108,10 @@ def write_scene(
     seen: Iterable[str],       # concepts that show
 ) -> str:
     "One way of saying what a whole frame shows; an event is not mentioned."
-    words, when = draw.pick(SCENE_PHRASES[place]), draw.pick(TIMES[night])
-    things = sorted({SEEN[concept] for concept in seen if concept in SEEN})
-    if things and draw.random() < .6: words = f"{words} with {draw.pick(things)}"
+    words, when, seen = draw.pick(SCENE_PHRASES[place]), draw.pick(TIMES[night]), set(seen)
+    things, chance = sorted({SEEN[concept] for concept in seen if concept in SEEN}), draw.random()
+    if things and chance < .35: words = f"{words} with {draw.pick(things)}"
+    elif chance < .8: words = f"{words} {draw.pick(COMPANY[bool(seen & PEOPLE)])}"
     return draw.pick(SCENE_TEMPLATES).format(f"{words} {when}".strip())
 
 # %% ../nbs/40_captions.ipynb #c013

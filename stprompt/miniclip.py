@@ -48,7 +48,7 @@ from stprompt.cuts import (
 )
 from .files import project_root, write_atomic
 from .gallery import Gallery, bend, choose, open_gallery, put_into, record
-from .ministreet import CONCEPTS, Draw, Size
+from .ministreet import BACKGROUND, CONCEPTS, Draw, Size
 from .options import Options, options
 from .progress import Bar
 
@@ -81,7 +81,8 @@ BATCH, NO_PICTURES = BatchPlan(), Gallery()
 
 def whole_frame(draw: Draw, shot: Shot) -> Sample:
     "A frame under the caption of its scene, or of an event that fills a fifth of it."
-    event, seen = frame_event(shot.labels), [CONCEPTS[k] for k in np.flatnonzero(shares(shot.labels) > .03)]
+    event, share = frame_event(shot.labels), shares(shot.labels)
+    seen = [name for name, part in zip(CONCEPTS, share) if part > (.05 if name in BACKGROUND else .002)]
     when = "by night" if shot.night else "by day"
     concept, caption = (
         (f"{shot.place} {when}", write_scene(draw, shot.place, shot.night, seen)) if event is None
@@ -129,7 +130,7 @@ def real_samples(
         side = draw.integer(40, 96)
         x, y = (draw.integer(0, SIDE - side) for _ in "xy")
         image = put_into(shot.image, bent_picture(draw, gallery, side)[0], x, y)
-        return whole_frame(draw, shot._replace(image=image))
+        return whole_frame(draw, shot._replace(image=image))._replace(scene="")
 
     yield [whole() for _ in range(plan.real)]
     for n, count in plan.inside: yield [window(n) for _ in range(count)]
@@ -142,7 +143,7 @@ def make_batch(
     """groups: [(patches uint8 [N, n, 16, 16, 3], positions [N, n])]; captions: [str]; concepts: [int]; and
     of each sample, or -1, the real picture or the rendered scene that it shows whole: pictures, scenes."""
     draw = Draw(f"mini clip {seed} {step}")
-    shots = [shot._replace(image=record(draw, shot.image)) if draw.random() < .4 else shot
+    shots = [shot._replace(image=record(draw, shot.image)) if draw.random() < .2 else shot
              for shot in snapshots(draw, plan.frames)]
     groups = list(rendered_samples(draw, shots, plan))
     if gallery.pictures: groups += real_samples(draw, shots, gallery, plan)
@@ -286,7 +287,7 @@ class PretrainOptions(Options, error=PretrainError):
     weight_decay: float = .05                          # of the blocks' matrices
     ema: float = .998                                  # decay of the averaged weights
     scale: float = 50.                                 # s at the start: near CLIP's 100 at its end
-    scenes: float = Field(.3, ge=0)                    # weight of the scenes' own contrast
+    scenes: float = Field(.1, ge=0)                    # weight of the scenes' own contrast
     distill: float = Field(.3, ge=0)                   # weight of the teacher's answers
     bf16: bool = True                                  # matrix products in bfloat16
     workers: int = Field(1, ge=0)                      # processes that render
