@@ -46,6 +46,7 @@ from stprompt.clip import (
     vision_batches,
     window_grid,
 )
+from .cuts import snapshots
 from .datasets import UCF_CRIME, VideoItem
 from .decoding import Ended, decoded, prepared
 from stprompt.features import (
@@ -87,10 +88,7 @@ def row(what: str, backbone: str, measured: tuple[float, float], aim: str, note:
 # %% ../nbs/41_bench.ipynb #c009
 def street_pictures(key: str, count: int) -> np.ndarray:     # uint8 [n, 240, 320, 3]
     "Pictures of MiniStreet."
-    from stprompt.miniclip import (
-        snapshots,  # here and in section 7: the processes that are measured need not load it
-    )
-    return np.stack([image for image, _, _ in snapshots(Draw(key), count)])
+    return np.stack([shot.image for shot in snapshots(Draw(key), count)])
 
 
 def bench_windows(clip: FrozenCLIP, runs: int = 3, count: int = 1) -> list[dict]:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ACTOR_PHRASES', 'ANOMALY_PHRASES', 'CONCEPT_PHRASES', 'TEMPLATES', 'SURROUNDINGS', 'SCENE_PHRASES', 'TIMES', 'SEEN',
-           'PEOPLE', 'COMPANY', 'SCENE_TEMPLATES', 'SHARED', 'MORE_PHRASES', 'write_caption', 'write_scene', 'bare',
-           'queries', 'told', 'words_for', 'write_real']
+           'SCENE_TEMPLATES', 'SHARED', 'MORE_PHRASES', 'write_caption', 'write_scene', 'bare', 'queries', 'told',
+           'words_for', 'write_real']
 
 # %% ../nbs/40_captions.ipynb #c002
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import lru_cache
 
 from .ministreet import CONCEPTS, Draw
@@ -92,27 +92,29 @@ SCENE_PHRASES = {
     "shop": ("a shop", "the inside of a store", "a sales room", "a small shop"),
 }
 TIMES = {False: ("", "", "by day", "in daylight"), True: ("at night", "in the dark", "after dark")}
-SEEN = {"tree": "trees", "building": "buildings", "desk": "tables", "cabinet": "shelves", "chair": "chairs",
-        "door": "doors", "car": "cars", "parked cars": "cars", "RoadAccident": "cars"}
-PEOPLE = {"walking", "standing", "running", "hugging", "bending", "pointing", "Fighting", "Falling", "Shooting"}
-COMPANY = {True: ("with people", "with a few people", "and somebody in it"),
-           False: ("without people", "with nobody in it", "that is deserted")}
+SEEN = {"tree": "trees", "building": "a building", "desk": "tables", "cabinet": "shelves", "chair": "chairs",
+        "door": "a door", "pole": "a pole", "car": "a car", "parked cars": "cars", "RoadAccident": "cars",
+        "awning": "an awning", **dict.fromkeys(("walking", "standing", "running", "bending", "pointing",
+                                                "Falling", "Shooting"), "somebody"),
+        **dict.fromkeys(("hugging", "Fighting"), "people")}
 SCENE_TEMPLATES = ("{}", "{}", "a photo of {}", "cctv footage of {}", "a surveillance camera in {}",
                    "the view of a security camera in {}", "a wide view of {}")
 
 
 def write_scene(
     draw: Draw,
-    place: str,                # one of SCENE_PHRASES
+    place: str,                             # one of SCENE_PHRASES
     night: bool,
-    seen: Iterable[str],       # concepts that show
-) -> str:
-    "One way of saying what a whole frame shows; an event is not mentioned."
-    words, when, seen = draw.pick(SCENE_PHRASES[place]), draw.pick(TIMES[night]), set(seen)
-    things, chance = sorted({SEEN[concept] for concept in seen if concept in SEEN}), draw.random()
-    if things and chance < .35: words = f"{words} with {draw.pick(things)}"
-    elif chance < .8: words = f"{words} {draw.pick(COMPANY[bool(seen & PEOPLE)])}"
-    return draw.pick(SCENE_TEMPLATES).format(f"{words} {when}".strip())
+    seen: Mapping[str, str],                # {concept: where it is, such as 'on the left'}
+) -> tuple[str, str]:
+    """One way of saying what a whole frame shows, and a key that frames of this meaning share; no event is
+    named."""
+    words, when = draw.pick(SCENE_PHRASES[place]), draw.pick(TIMES[night])
+    things = sorted({f"{SEEN[concept]} {where}" for concept, where in seen.items() if concept in SEEN})
+    mentioned = draw.pick(things) if things and draw.random() < .75 else ""
+    if mentioned: words = f"{words} with {mentioned}"
+    key = f"{place} by {'night' if night else 'day'}" + f", {mentioned}" * bool(mentioned)
+    return draw.pick(SCENE_TEMPLATES).format(f"{words} {when}".strip()), key
 
 # %% ../nbs/40_captions.ipynb #c013
 SHARED = {

@@ -504,10 +504,11 @@ def save_detector(
     fitted: Fitted,
     scored: Scored,
     report: Report,
+    more: dict[str, float] | None = None,             # further rows of the card
 ) -> Path:
     "The checkpoint with its card, the detector's settings, and the split beside it."
     known = {"training": fitted.unfinished} if fitted.unfinished else {}
-    known |= {name: metric["mean"] for name, metric in report.metrics.items()}
+    known |= {name: metric["mean"] for name, metric in report.metrics.items()} | (more or {})
     fitted.model.save_pretrained(folder, metrics=known)
     write_settings(folder, scored.gate, data.settings, new_localizer(job, data).options,
                    searched(data.benchmark))

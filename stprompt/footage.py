@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MOTION_NAMES', 'SHARES', 'source_of', 'divide', 'metadata', 'motion_numbers', 'linear_scores', 'FootageJob',
            'common_label', 'relabelled', 'joined', 'fold_of', 'FoldScores', 'out_of_fold', 'footage_table',
-           'count_events', 'alarm_table', 'draw_alarms']
+           'count_events', 'alarm_table', 'draw_alarms', 'careful', 'record_footage']
 
 # %% ../nbs/26_footage.ipynb #c002
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,14 +24,27 @@ from sklearn.preprocessing import StandardScaler
 
 from .datasets import VideoItem
 from .detector import DetectorOptions, find_spans
-from .experiments import Data, JobError, TrainJob, fit
+from stprompt.experiments import (
+    Data,
+    Fitted,
+    JobError,
+    Scored,
+    TrainJob,
+    files_in,
+    fit,
+    known_facts,
+    save_detector,
+)
 from .features import VideoFeatures
+from .files import project_root
 from .learner import score_videos
 from .localizer import pixel_motion
-from .metrics import compare, video_report, weak_threshold
+from .metrics import Report, compare, video_report, weak_threshold
 from .options import options
 from .progress import Bar
 from .prompts import load_phrases, plain_name
+from .results import make_record, write_record
+from .sweeps import add_tables
 from .video import probe, read_all
 
 # %% ../nbs/26_footage.ipynb #c005
@@ -100,6 +113,12 @@ class FootageJob(TrainJob, error=JobError):
     folds: int = Field(5, ge=2, le=100)              # of the clips
     street: Literal["small", "full"] = "full"        # MiniStreet's videos to learn from
 
+    def on_street(self) -> TrainJob:
+        "The same training on MiniStreet."
+        own = {one.name: getattr(self, one.name) for one in fields(TrainJob)}
+        place = {"dataset": "ministreet", "root": "", "texts": "", "validation": -1., "size": self.street}
+        return TrainJob(**own | place)
+
 
 def common_label(label: str, labels: Sequence[str]) -> str:
     "The one of `labels` that means the same, by its name or by its phrases; else the label itself."
@@ -126,30 +145,30 @@ def joined(clips: Data, street: Data) -> Data:
     return replace(street, benchmark=both, features={**street.features, **clips.features})
 
 # %% ../nbs/26_footage.ipynb #c013
-def fold_of(data: Data, test: Sequence[str], clips: Sequence[VideoItem]) -> Data:
-    "The data with these clips as its test split, the last epoch to be kept."
+def fold_of(data: Data, test: Sequence[str]) -> Data:
+    "The data with these of its training videos as the test split, the last epoch to be kept."
     known, held = data.benchmark, set(test)
     here = replace(known, sha256="", validation=(), frame_labels=False, settings=known.settings,
                    train=tuple(item for item in known.train if item.id not in held),
-                   test=tuple(item for item in clips if item.id in held))
+                   test=tuple(item for item in known.train if item.id in held))
     return replace(data, benchmark=here, truths={})
 
 
 @dataclass(frozen=True)
 class FoldScores:
     "What models that never saw a clip's fold say of it, and of normal videos that they did see."
-    clips: dict[str, np.ndarray]             # {id: float [T]}
-    normal: list[dict[str, np.ndarray]]      # of each fold: {id of a normal training video: float [T]}
+    clips: dict[str, np.ndarray]             # {id: float [n_frames]}
+    normal: list[dict[str, np.ndarray]]      # of each fold: {id of a normal training video: float [n_frames]}
     folds: list[list[str]]
 
 
 def out_of_fold(
-    job: TrainJob, data: Data, clips: Sequence[VideoItem], folds: list[list[str]], name: str
+    job: TrainJob, data: Data, folds: list[list[str]], name: str
 ) -> FoldScores:
     "One training a fold."
     found, normal = {}, []
     for test in Bar(folds, name, unit="fold"):
-        here = fold_of(data, test, clips)
+        here = fold_of(data, test)
         model = fit(job, here).model
         quiet = [item.id for item in here.benchmark.train if not item.is_abnormal]
         found |= score_videos(model, {id: data.features[id] for id in test})
@@ -159,7 +178,7 @@ def out_of_fold(
 # %% ../nbs/26_footage.ipynb #c016
 def footage_table(
     grouped: Mapping[str, dict[str, np.ndarray]],     # {row: {id: float [T]}}, "motion" among them
-    random: Mapping[str, dict[str, np.ndarray]],      # the same rows in random folds, as far as they have any
+    random: Mapping[str, dict[str, np.ndarray]],      # some of the rows in random folds
     labels: Mapping[str, bool],
 ) -> pd.DataFrame:
     "One row a method."
@@ -181,16 +200,16 @@ def footage_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/26_footage.ipynb #c019
-SHARES = (.5, .3, .2, .1, .05, .02, .01, .005, .002, .001)     # of the normal training frames above the threshold
+SHARES = (.5, .3, .2, .1, .05, .02, .01, .005, .002, .001)     # of normal training frames that reach it
 
 
 def count_events(
-    scores: np.ndarray,           # float [T]
+    scores: np.ndarray,           # float [n_frames]
     features: VideoFeatures,
     threshold: float,
 ) -> int:
     "The detector's events of one clip."
-    edges = np.append(features.time, features.n_frames / features.fps)
+    edges = np.arange(features.n_frames + 1) / features.fps
     return len(find_spans(scores, edges, threshold, DetectorOptions()))
 
 
@@ -210,8 +229,8 @@ def alarm_table(
             events |= {id: count_events(scored.clips[id], features[id], cut) for id in test}
         hits = [events[id] > 0 for id, label in labels.items() if label]
         false = sum(events[id] for id, label in labels.items() if not label)
-        rows.append({"normal training frames above": share, "false alarms a minute": round(false / minutes, 2),
-                     "false alarms": false, "minutes": round(minutes, 1),
+        rows.append({"normal training frames above": share, "false alarms": false,
+                     "false alarms a minute": round(false / minutes, 2), "minutes": round(minutes, 1),
                      "hits, %": round(100 * float(np.mean(hits)), 1), "abnormal clips": len(hits)})
     return pd.DataFrame(rows)
 
@@ -227,3 +246,38 @@ def draw_alarms(tables: Mapping[str, pd.DataFrame]) -> plt.Figure:
     ax.legend()
     figure.tight_layout()
     return figure
+
+# %% ../nbs/26_footage.ipynb #c022
+def careful(alarms: pd.DataFrame, most: float = .1) -> dict[str, float]:
+    "The row with the most hits at no more than so many false alarms a minute, else the strictest row."
+    fair = alarms[alarms["false alarms a minute"] <= most]
+    return dict(alarms.iloc[-1] if fair.empty else fair.loc[fair["hits, %"].idxmax()])
+
+
+def record_footage(
+    out: str | Path,
+    job: FootageJob,
+    data: Data,                             # the clips
+    both: Data,                             # with MiniStreet's videos
+    fitted: Fitted,                         # on both
+    scored: Scored,                         # MiniStreet's test videos
+    report: Report,
+    table: pd.DataFrame,
+    alarms: Mapping[str, pd.DataFrame],     # the last one: trained on both
+) -> list[str]:                             # the files
+    "metrics.json and table.md with all tables; the detector with its card."
+    last, known = list(alarms)[-1], known_facts(job.on_street(), both)
+    chosen = careful(alarms[last])
+    normal = {item.id: both.features[item.id] for item in both.benchmark.train if not item.is_abnormal}
+    scores = score_videos(fitted.model, normal)
+    gate = weak_threshold(scores, dict.fromkeys(scores, False), chosen["normal training frames above"])
+    card = {f"real clips, sources kept apart: {name}": chosen[name] for name in
+            ("hits, %", "abnormal clips", "false alarms a minute", "minutes")}
+    save_detector(Path(out)/"model", job, both, fitted, replace(scored, gate=gate), report, card)
+    record = make_record(f"Real footage: {data.benchmark.name}", {job.seed: report}, started=data.started,
+                         more={"threshold": gate, "chosen": chosen}, **known | {"parameters": asdict(job)},
+                         notebook=project_root()/"nbs"/"footage.ipynb")
+    write_record(out, record)
+    parts = [one.assign(trained=name) for name, one in alarms.items()]
+    add_tables(out, footage=table, alarms=pd.concat(parts))
+    return files_in(out)

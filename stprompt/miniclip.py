@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'NO_PICTURES', 'EVERY', 'Sample', 'BatchPlan', 'whole_frame', 'rendered_samples', 'bent_picture',
-           'real_samples', 'make_batch', 'concept_contrastive', 'scene_contrastive', 'distillation', 'attend',
-           'pass_blocks', 'pixel_scale', 'to_tensor', 'encode_patches', 'encode_captions', 'PretrainError',
-           'PretrainOptions', 'rate', 'optimizers', 'step_loss', 'Pretrainer', 'one_thread', 'batches',
-           'read_checkpoint', 'train_clip', 'as_stored', 'PretrainJob', 'Trained', 'pretrain', 'draw_training']
+           'real_samples', 'make_batch', 'concept_contrastive', 'distillation', 'attend', 'pass_blocks', 'pixel_scale',
+           'to_tensor', 'encode_patches', 'encode_captions', 'PretrainError', 'PretrainOptions', 'rate', 'optimizers',
+           'step_loss', 'Pretrainer', 'one_thread', 'batches', 'read_checkpoint', 'train_clip', 'as_stored',
+           'PretrainJob', 'Trained', 'pretrain', 'draw_training']
 
 # %% ../nbs/40_miniclip.ipynb #c002
 import copy
@@ -40,15 +40,15 @@ from stprompt.cuts import (
     find_window,
     frame_event,
     keep,
+    layout,
     patches_of,
     positions_of,
     resize,
-    shares,
     snapshots,
 )
 from .files import project_root, write_atomic
 from .gallery import Gallery, bend, choose, open_gallery, put_into, record
-from .ministreet import BACKGROUND, CONCEPTS, Draw, Size
+from .ministreet import CONCEPTS, Draw, Size
 from .options import Options, options
 from .progress import Bar
 
@@ -60,19 +60,18 @@ class Sample(NamedTuple):
     caption: str
     concept: str               # samples of one concept may exchange their captions
     picture: int = -1          # number of the real picture that it shows whole
-    scene: str = ""            # key of the rendered scene that it shows whole
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     "How many samples of which shape make one step."
     windows: tuple = ((2, 72), (3, 12), (5, 40), (7, 12))     # (patches a side, number): windows by tokens
-    whole: int = 24           # whole frames, two fifths of the patches
+    whole: int = 32           # whole frames, two fifths of the patches
     crops: int = 16           # enlarged windows, a quarter of the patches
     objects: int = 32         # enlarged crops around one thing, a quarter of the patches
     frames: int = 24          # rendered frames a step
     real: int = 56            # real pictures, a quarter of the patches
-    inside: tuple = ((3, 12), (5, 20), (7, 12))     # real pictures as windows of a frame
+    inside: tuple = ((3, 12), (5, 20), (7, 8))     # real pictures as windows of a frame
     mixed: int = 8            # frames with a real picture in them, two fifths of the patches
 
 
@@ -81,13 +80,10 @@ BATCH, NO_PICTURES = BatchPlan(), Gallery()
 
 def whole_frame(draw: Draw, shot: Shot) -> Sample:
     "A frame under the caption of its scene, or of an event that fills a fifth of it."
-    event, share = frame_event(shot.labels), shares(shot.labels)
-    seen = [name for name, part in zip(CONCEPTS, share) if part > (.05 if name in BACKGROUND else .002)]
-    when = "by night" if shot.night else "by day"
-    concept, caption = (
-        (f"{shot.place} {when}", write_scene(draw, shot.place, shot.night, seen)) if event is None
-        else (CONCEPTS[event], write_caption(draw, CONCEPTS[event], shot.place)))
-    return Sample(*keep(draw, patches_of(shot.image), .4), caption, concept, scene=shot.scene)
+    event = frame_event(shot.labels)
+    if event is None: caption, concept = write_scene(draw, shot.place, shot.night, layout(shot.labels))
+    else: caption, concept = write_caption(draw, CONCEPTS[event], shot.place), CONCEPTS[event]
+    return Sample(*keep(draw, patches_of(shot.image), .4), caption, concept)
 
 
 def rendered_samples(draw: Draw, shots: Sequence[Shot], plan: BatchPlan) -> Iterator[list[Sample]]:
@@ -130,7 +126,7 @@ def real_samples(
         side = draw.integer(40, 96)
         x, y = (draw.integer(0, SIDE - side) for _ in "xy")
         image = put_into(shot.image, bent_picture(draw, gallery, side)[0], x, y)
-        return whole_frame(draw, shot._replace(image=image))._replace(scene="")
+        return whole_frame(draw, shot._replace(image=image))
 
     yield [whole() for _ in range(plan.real)]
     for n, count in plan.inside: yield [window(n) for _ in range(count)]
@@ -140,8 +136,8 @@ def real_samples(
 def make_batch(
     seed: int, step: int, gallery: Gallery = NO_PICTURES, plan: BatchPlan = BATCH
 ) -> dict[str, list]:
-    """groups: [(patches uint8 [N, n, 16, 16, 3], positions [N, n])]; captions: [str]; concepts: [int]; and
-    of each sample, or -1, the real picture or the rendered scene that it shows whole: pictures, scenes."""
+    """groups: [(patches uint8 [N, n, 16, 16, 3], positions [N, n])]; captions: [str]; concepts: [int];
+    pictures: [int], the real picture that a sample shows whole, or -1."""
     draw = Draw(f"mini clip {seed} {step}")
     shots = [shot._replace(image=record(draw, shot.image)) if draw.random() < .2 else shot
              for shot in snapshots(draw, plan.frames)]
@@ -149,12 +145,10 @@ def make_batch(
     if gallery.pictures: groups += real_samples(draw, shots, gallery, plan)
     samples = [sample for group in groups for sample in group]
     numbers = {concept: k for k, concept in enumerate(dict.fromkeys(sample.concept for sample in samples))}
-    places = {scene: k for k, scene in enumerate(dict.fromkeys(shot.scene for shot in shots))}
     return {"groups": [tuple(np.stack(part) for part in list(zip(*group))[:2]) for group in groups],
             "captions": [sample.caption for sample in samples],
             "concepts": [numbers[sample.concept] for sample in samples],
-            "pictures": [sample.picture for sample in samples],
-            "scenes": [places.get(sample.scene, -1) for sample in samples]}
+            "pictures": [sample.picture for sample in samples]}
 
 # %% ../nbs/40_miniclip.ipynb #c014
 def concept_contrastive(
@@ -170,21 +164,6 @@ def concept_contrastive(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 # %% ../nbs/40_miniclip.ipynb #c017
-def scene_contrastive(
-    images: torch.Tensor,       # float [N, D]
-    scenes: torch.Tensor,       # int [N]; -1: no whole frame
-    scale: float = 30.,         # s: scenes are far enough apart when their cosines differ by a tenth or two
-) -> torch.Tensor:
-    "Frames of one scene find each other among the frames of all; 0 where no scene has two."
-    x, of = F.normalize(images[scenes >= 0].float(), dim=-1), scenes[scenes >= 0]
-    self = torch.eye(len(of), dtype=torch.bool, device=of.device)
-    same = (of[:, None] == of[None]) & ~self
-    some = same.any(1)
-    if not some.any(): return images.sum() * 0
-    chance = (scale * x @ x.T).masked_fill(self, -1e4).log_softmax(-1)[some]
-    return -((chance * same[some]).sum(1) / same[some].sum(1)).mean()
-
-# %% ../nbs/40_miniclip.ipynb #c020
 def distillation(
     answers: torch.Tensor,      # float [N, classes], logits of the head
     targets: torch.Tensor,      # float [N, classes], the teacher's probabilities
@@ -193,7 +172,7 @@ def distillation(
     if not len(answers): return answers.sum()
     return -(targets * F.log_softmax(answers.float(), -1)).sum(-1).mean()
 
-# %% ../nbs/40_miniclip.ipynb #c023
+# %% ../nbs/40_miniclip.ipynb #c020
 def attend(qkv: torch.Tensor, heads: int, mask: torch.Tensor | None) -> torch.Tensor:     # [N, T, W]
     "Self-attention of qkv [N, T, 3 W], as plain products: the sequences are short."
     N, T, W = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
@@ -229,7 +208,7 @@ def pass_blocks(
         x = x + linear(mlp.c_proj.weight, mlp.c_proj.bias, inner)
     return [part.view(N, T, -1) for part, (N, T) in zip(x.split(sizes), shapes)]
 
-# %% ../nbs/40_miniclip.ipynb #c024
+# %% ../nbs/40_miniclip.ipynb #c021
 @lru_cache
 def pixel_scale() -> tuple[torch.Tensor, torch.Tensor]:
     "Mean and standard deviation [3, 1, 1] that the mini CLIP's pixels are normalised with."
@@ -271,7 +250,7 @@ def encode_captions(
     x, = pass_blocks(model.transformer, [x], dtype, model.attn_mask)
     return model.ln_final(x[torch.arange(len(x)), end].float()) @ model.text_projection
 
-# %% ../nbs/40_miniclip.ipynb #c028
+# %% ../nbs/40_miniclip.ipynb #c025
 class PretrainError(ValueError):
     "A pre-training that cannot start or go on as asked."
 
@@ -287,7 +266,6 @@ class PretrainOptions(Options, error=PretrainError):
     weight_decay: float = .05                          # of the blocks' matrices
     ema: float = .998                                  # decay of the averaged weights
     scale: float = 50.                                 # s at the start: near CLIP's 100 at its end
-    scenes: float = Field(.1, ge=0)                    # weight of the scenes' own contrast
     distill: float = Field(.3, ge=0)                   # weight of the teacher's answers
     bf16: bool = True                                  # matrix products in bfloat16
     workers: int = Field(1, ge=0)                      # processes that render
@@ -311,7 +289,7 @@ def optimizers(model: torch.nn.Module, options: PretrainOptions) -> dict[str, to
                                      adjust_lr_fn="match_rms_adamw"),
             "adamw": torch.optim.AdamW(rest, lr=options.lr, betas=(.9, .98), weight_decay=0.)}
 
-# %% ../nbs/40_miniclip.ipynb #c031
+# %% ../nbs/40_miniclip.ipynb #c028
 def step_loss(
     parts: dict[str, torch.nn.Module],     # model, and student: the head that answers as the teacher does
     tokenizer: Any,
@@ -330,7 +308,6 @@ def step_loss(
     texts = encode_captions(model, tokenizer(list(unique)).to(device), dtype)[rows]
     concepts = torch.as_tensor(batch["concepts"], device=device)
     loss = concept_contrastive(images, texts, concepts, model.logit_scale.exp().clamp(max=100))
-    loss = loss + options.scenes * scene_contrastive(images, torch.as_tensor(batch["scenes"], device=device))
     if targets is None: return loss
     shown = torch.as_tensor(batch["pictures"])
     taught = torch.as_tensor(targets[shown[shown >= 0].numpy()], device=device).float()
@@ -383,7 +360,7 @@ class Pretrainer:
         self.parts["average"].update_parameters(model)
         self.losses.append(float(loss.detach()))
 
-# %% ../nbs/40_miniclip.ipynb #c034
+# %% ../nbs/40_miniclip.ipynb #c031
 EVERY = 50     # steps from one checkpoint to the next
 
 
@@ -442,7 +419,7 @@ def train_clip(
         bar.set_postfix(loss=f"{np.mean(trainer.losses[-50:]):.3f}")
     return trainer.parts["average"].module.eval(), trainer.losses, time.time() - start
 
-# %% ../nbs/40_miniclip.ipynb #c038
+# %% ../nbs/40_miniclip.ipynb #c035
 @torch.no_grad()
 def as_stored(model: torch.nn.Module, norm: float = 10., seed: int = 1) -> torch.nn.Module:
     "A copy on the CPU whose windows of 32 x 32 have this mean norm, its weights rounded to half precision."
@@ -456,7 +433,7 @@ def as_stored(model: torch.nn.Module, norm: float = 10., seed: int = 1) -> torch
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     return model
 
-# %% ../nbs/40_miniclip.ipynb #c041
+# %% ../nbs/40_miniclip.ipynb #c038
 @options
 class PretrainJob(Options, error=PretrainError):
     "Every parameter of nbs/pretrain_mini_clip.ipynb."

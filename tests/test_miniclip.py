@@ -1,5 +1,6 @@
 "Pre-training in a tiny size: the chain of pretrain_mini_clip.ipynb, interrupted and resumed."
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from safetensors.torch import load_file
 
 from stprompt import miniclip
 from stprompt.clip import mini_config
-from stprompt.exam import EXAM_KINDS, examine, publish
+from stprompt.exam import EXAM_KINDS, examine
+from stprompt.likeness import compare_with_clip, publish
 from stprompt.miniclip import BatchPlan, PretrainError, PretrainJob, pretrain
 
 
@@ -22,9 +24,9 @@ def small_config():
 def tiny(monkeypatch):
     "A smaller model, smaller batches, a checkpoint every second step."
     monkeypatch.setattr(miniclip, "mini_config", small_config)
-    few = BatchPlan(windows=((2, 8), (5, 4)), whole=2, crops=2, objects=2, frames=3)
-    monkeypatch.setattr(miniclip, "BATCH", few)
-    monkeypatch.setattr(miniclip, "EVERY", 2)
+    few = BatchPlan(((2, 8), (5, 4)), 2, 2, 2, 3, 4, ((5, 2),), 2)
+    train = miniclip.train_clip
+    monkeypatch.setattr(miniclip, "train_clip", lambda *parts: train(*parts, plan=few, every=2))
 
 
 def test_the_chain_interrupted_and_resumed_gives_the_same_weights(tiny, tmp_path, monkeypatch):
@@ -49,17 +51,19 @@ def test_the_chain_interrupted_and_resumed_gives_the_same_weights(tiny, tmp_path
     assert not torch.equal(fresh.visual.conv1.weight.half().float(), straight.model.visual.conv1.weight)
     exam = examine(jobs[1], resumed)
     size = sum(parameter.numel() for parameter in resumed.model.parameters())
-    assert publish(jobs[1], resumed, exam)["parameters"] == size
+    like = compare_with_clip(replace(jobs[1], size="small"), resumed)
+    assert publish(jobs[1], resumed, exam, like)["parameters"] == size
     written = load_file(jobs[1].folder / "open_clip_model.safetensors")
     for name, value in resumed.model.state_dict().items(): assert torch.equal(written[name].float(), value)
     metrics = json.loads((jobs[1].folder / "metrics.json").read_text())
     assert list(metrics["metrics"]) == list(EXAM_KINDS) and metrics["steps"] == 5
     assert metrics["parameters"]["steps"] == metrics["options"]["steps"] == 5
+    assert 0 < metrics["likeness"]["aucs"]["whole frame, paper normals"] < 100
 
 
 def test_another_runs_checkpoint_is_refused(tiny, tmp_path):
     pretrain(PretrainJob(steps=1, workers=0, device="cpu", out=str(tmp_path)))
-    with pytest.raises(PretrainError, match="begun with seed 0 and 1 steps, not 0 and 2.*checkpoint"):
+    with pytest.raises(PretrainError, match="seed 0, 1 steps, 0 taught pictures, not 0, 2, 0; go on"):
         pretrain(PretrainJob(steps=2, workers=0, device="cpu", out=str(tmp_path)))
 
 
