@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Device', 'DTYPES', 'Precision', 'WAYS_OUT', 'Loaded', 'WindowMode', 'BackboneError', 'pick_device', 'pick_precision',
            'check_name', 'Backbone', 'mini_config', 'build_clip', 'mini_tokenizer', 'read_weights', 'fill',
-           'weights_sha256', 'beside', 'wants_quick_gelu', 'load_mini', 'silent_on_random', 'create_named',
-           'load_named', 'squeeze', 'window_grid', 'window_patches', 'vision', 'text_tower', 'plain_towers',
-           'tokens_of', 'fitting', 'FrozenCLIP', 'load_backbone', 'to_device', 'bicubic', 'enlarge', 'embed_patches',
-           'vision_batches', 'token_windows', 'cut_windows', 'crop_windows']
+           'weights_sha256', 'beside', 'wants_quick_gelu', 'whole_mini', 'load_mini', 'silent_on_random',
+           'create_named', 'load_named', 'squeeze', 'window_grid', 'window_patches', 'vision', 'text_tower',
+           'plain_towers', 'tokens_of', 'fitting', 'FrozenCLIP', 'load_backbone', 'to_device', 'bicubic', 'enlarge',
+           'embed_patches', 'vision_batches', 'token_windows', 'cut_windows', 'crop_windows']
 
 # %% ../nbs/03_clip.ipynb #c003
 import copy
@@ -204,15 +204,26 @@ def wants_quick_gelu(
     return named or bool(beside(weights).get("model_cfg", {}).get("quick_gelu", False))
 
 # %% ../nbs/03_clip.ipynb #c024
+def whole_mini() -> Path:
+    "The bundled mini CLIP's weights, as they were published. Raises BackboneError."
+    path, ways = asset("mini_clip", "open_clip_model.safetensors"), (
+        "reinstall it, or make them with nbs/pretrain_mini_clip.ipynb")
+    if not path.is_file():
+        raise BackboneError(f"the mini CLIP's weights {path.name} are missing from the package; {ways}")
+    known = asset("mini_clip", "sha256.txt").read_text().strip()
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if known != found:
+        raise BackboneError(f"{path}: its checksum begins with {found[:12]}, that of the published weights "
+                            f"with {known[:12]}; damaged or replaced: {ways}, or give a file as weights")
+    return path
+
+# %% ../nbs/03_clip.ipynb #c024b
 Loaded = tuple[CLIP, Callable, dict[str, Any], str]     # model, tokenizer, preprocess_cfg, weights' name
 
 
 def load_mini(weights: str | None = None) -> Loaded:
     "The bundled mini CLIP, or another file of its shape. Raises BackboneError."
-    path = Path(weights) if weights else asset("mini_clip", "open_clip_model.safetensors")
-    if not weights and not path.is_file():
-        raise BackboneError(f"the mini CLIP's weights {path.name} are missing from the package; "
-                            "reinstall it, or make them with nbs/pretrain_mini_clip.ipynb")
+    path = Path(weights) if weights else whole_mini()
     config = mini_config()
     model = fill(build_clip(config["model_cfg"]), read_weights(path), path)
     return model, mini_tokenizer(), config["preprocess_cfg"], path.name if weights else "stprompt"

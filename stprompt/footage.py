@@ -158,7 +158,7 @@ def fold_of(data: Data, test: Sequence[str]) -> Data:
 class FoldScores:
     "What models that never saw a clip's fold say of it, and of normal videos that they did see."
     clips: dict[str, np.ndarray]             # {id: float [n_frames]}
-    normal: list[dict[str, np.ndarray]]      # of each fold: {id of a normal training video: float [n_frames]}
+    normal: list[dict[str, np.ndarray]]      # of each fold: normal training videos, {id: float [n_frames]}
     folds: list[list[str]]
 
 

@@ -47,7 +47,7 @@ from stprompt.cuts import (
     snapshots,
 )
 from .files import project_root, write_atomic
-from .gallery import Gallery, bend, choose, open_gallery, put_into, record
+from .gallery import Gallery, bend, choose, filmed, open_gallery, put_into
 from .ministreet import CONCEPTS, Draw, Size
 from .options import Options, options
 from .progress import Bar
@@ -139,7 +139,7 @@ def make_batch(
     """groups: [(patches uint8 [N, n, 16, 16, 3], positions [N, n])]; captions: [str]; concepts: [int];
     pictures: [int], the real picture that a sample shows whole, or -1."""
     draw = Draw(f"mini clip {seed} {step}")
-    shots = [shot._replace(image=record(draw, shot.image)) if draw.random() < .2 else shot
+    shots = [shot._replace(image=filmed(draw, shot.image)) if draw.random() < .2 else shot
              for shot in snapshots(draw, plan.frames)]
     groups = list(rendered_samples(draw, shots, plan))
     if gallery.pictures: groups += real_samples(draw, shots, gallery, plan)

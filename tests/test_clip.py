@@ -469,6 +469,11 @@ def test_the_packages_own_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "asset", lambda folder, name: tmp_path / name)
     missing = "open_clip_model.safetensors are missing.*nbs/pretrain_mini_clip.ipynb"
     with pytest.raises(BackboneError, match=missing): FrozenCLIP.load()
+    whole = asset("mini_clip", "open_clip_model.safetensors").read_bytes()
+    (tmp_path/"sha256.txt").write_bytes(asset("mini_clip", "sha256.txt").read_bytes())
+    (tmp_path/"open_clip_model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))     # one bit
+    with pytest.raises(BackboneError, match="its checksum begins with .*damaged or replaced: reinstall"):
+        FrozenCLIP.load()
 
 
 def test_a_local_file_is_not_called_random(monkeypatch, tmp_path, caplog):
