@@ -44,7 +44,7 @@ keep = mkdir -p results/$(2) && $(PAPERMILL) nbs/$(1).ipynb results/$(2)/$(1).ip
 results: $(STAMP)   ## what results/ holds, again: half an hour; with CLIPS=folder and PED2=folder the real footage too
 	$(call keep,train,ministreet-small/train)
 	$(call keep,seeds,ministreet-full/seeds)
-	$(if $(CLIPS),$(call keep,train,$(notdir $(CLIPS))/train,-p dataset folder -p root $(CLIPS)))
+	$(if $(CLIPS),$(call keep,footage,$(notdir $(CLIPS))/footage,-p root $(CLIPS)))
 	$(if $(PED2),$(call keep,seeds,ucsd_ped2/seeds,-p dataset ucsd_ped2 -p root $(PED2)))
 	$(BIN)/python -m stprompt.bench --out results/bench
 	$(MAKE) index readme
