@@ -394,7 +394,7 @@ def batches(
         range(first, options.steps), batch_size=None, num_workers=options.workers, collate_fn=make,
         worker_init_fn=one_thread, prefetch_factor=4 if options.workers else None)
 
-
+# %% ../nbs/40_miniclip.ipynb #c033
 def read_checkpoint(
     path: Path,
     options: PretrainOptions,
@@ -436,7 +436,7 @@ def train_clip(
         bar.set_postfix(loss=f"{np.mean(trainer.losses[-50:]):.3f}")
     return trainer.parts["average"].module.eval(), trainer.losses, time.time() - start
 
-# %% ../nbs/40_miniclip.ipynb #c035
+# %% ../nbs/40_miniclip.ipynb #c037
 @torch.no_grad()
 def as_stored(model: torch.nn.Module, norm: float = 10., seed: int = 1) -> torch.nn.Module:
     "A copy on the CPU whose windows of 32 x 32 have this mean norm, its weights rounded to half precision."
@@ -450,7 +450,7 @@ def as_stored(model: torch.nn.Module, norm: float = 10., seed: int = 1) -> torch
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     return model
 
-# %% ../nbs/40_miniclip.ipynb #c038
+# %% ../nbs/40_miniclip.ipynb #c040
 @options
 class PretrainJob(Options, error=PretrainError):
     "Every parameter of nbs/pretrain_mini_clip.ipynb."

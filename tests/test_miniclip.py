@@ -10,7 +10,14 @@ from stprompt import miniclip
 from stprompt.clip import mini_config
 from stprompt.exam import EXAM_KINDS, examine
 from stprompt.likeness import compare_with_clip, publish
-from stprompt.miniclip import BatchPlan, PretrainError, PretrainJob, pretrain
+from stprompt.miniclip import (
+    BatchPlan,
+    PretrainError,
+    PretrainJob,
+    PretrainOptions,
+    pretrain,
+    read_checkpoint,
+)
 
 
 def small_config():
@@ -76,3 +83,21 @@ def test_another_runs_checkpoint_is_refused(tiny, tmp_path):
 ])
 def test_a_wrong_parameter_ends_in_one_sentence(wrong, words):
     with pytest.raises(PretrainError, match=words): PretrainJob(**wrong)
+
+
+def test_a_run_may_be_made_longer_before_its_end_and_not_after(tmp_path):
+    path = tmp_path/"checkpoint.pt"
+    for done, fits in ((10, True), (17, False), (20, False)):
+        torch.save({"seed": 0, "steps": 20, "pictures": 0, "losses": [1.] * done}, path)
+        for steps in (18, 40):
+            options = PretrainOptions(steps=steps)
+            if fits and done < .85 * steps: assert len(read_checkpoint(path, options)["losses"]) == done
+            else:
+                with pytest.raises(PretrainError, match="20 steps"): read_checkpoint(path, options)
+        assert len(read_checkpoint(path, PretrainOptions(steps=20))["losses"]) == done
+
+
+def test_a_broken_checkpoint_is_one_sentence(tmp_path):
+    (tmp_path/"checkpoint.pt").write_bytes(b"PK\3\4 cut")
+    with pytest.raises(PretrainError, match="checkpoint.pt: cut short or not a checkpoint"):
+        read_checkpoint(tmp_path/"checkpoint.pt", PretrainOptions())
