@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classes', 'Identity', 'FILES', 'CARD', 'CITATION', 'ModelError', 'class_pairs', 'named', 'STPromptOptions',
            'check_features', 'identity_key', 'check_identity', 'Output', 'FrameDetector', 'STPrompt', 'is_repository',
-           'missing_folder', 'checkpoint_file', 'read_config', 'matching_weights', 'card_text']
+           'missing_folder', 'checkpoint_file', 'read_config', 'matching_weights', 'card_facts', 'card_text']
 
 # %% ../nbs/13_model.ipynb #c004
 import difflib
@@ -366,17 +366,25 @@ CITATION = """
 """
 
 
+def card_facts(
+    options: Any,                                # of a detector
+    metrics: dict[str, float] | None = None,     # rows of the card's table
+    folder: str = "this folder",                 # where its example loads the model from
+) -> dict[str, str]:
+    "What every detector's card says, safe in a table: clip, classes, metrics, folder."
+    clip = options.clip or {}
+    known = f"{clip.get('name')} / {clip.get('weights')}, sha256 {str(clip.get('sha256'))[:12]}"
+    rows = "".join(f"| {escaped(name)} | {escaped(value)} |\n" for name, value in (metrics or {}).items())
+    return {"clip": escaped(known) if clip else "none yet", "metrics": rows,
+            "classes": ", ".join(map(escaped, options.labels)),
+            "folder": json.dumps(printable(folder), ensure_ascii=False)}     # a text in Python, on one line
+
+
 def card_text(
     options: STPromptOptions,
     metrics: dict[str, float] | None = None,     # rows of the card's table
     folder: str = "this folder",                 # where its example loads the model from
 ) -> str:
     "The model card, README.md."
-    clip = options.clip or {}
-    known = f"{clip.get('name')} / {clip.get('weights')}, sha256 {str(clip.get('sha256'))[:12]}"
-    rows = "".join(f"| {escaped(name)} | {escaped(value)} |\n" for name, value in (metrics or {}).items())
-    return CARD.format(
-        clip=escaped(known) if clip else "none yet", classes=", ".join(map(escaped, options.labels)),
-        adapter=options.adapter, sigma=options.sigma, spatial=options.spatial, metrics=rows,
-        folder=json.dumps(printable(folder), ensure_ascii=False),     # a text in Python, too, on one line
-    ) + CITATION
+    own = {"adapter": options.adapter, "sigma": options.sigma, "spatial": options.spatial}
+    return CARD.format(**own, **card_facts(options, metrics, folder)) + CITATION
