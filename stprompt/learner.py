@@ -60,7 +60,8 @@ class LearnerOptions(Options, error=LearnerError):
             raise ValueError(f"batch={self.batch}: expected an even number, half normal, half abnormal; "
                              f"take {self.batch + 1}")
         if list(self.milestones) != sorted({max(epoch, 1) for epoch in self.milestones}):
-            raise ValueError(f"milestones={self.milestones!r}: expected rising epochs from 1 on, as in (4, 8)")
+            raise ValueError(f"milestones={self.milestones!r}: expected rising epochs from 1 on, "
+                             "as in (4, 8)")
         pick_device(self.device)
         return self
 
@@ -289,10 +290,11 @@ class Checkpoint:
         except Exception as error:
             kind = type(error).__name__
             raise LearnerError(f"{self.path}: is no readable checkpoint ({kind}); {again}") from None
-        for name, value in json.loads(self.fingerprint).items():
-            if theirs.get(name) != value:
+        mine = json.loads(self.fingerprint)
+        for name in {**mine, **theirs}:
+            if theirs.get(name) != mine.get(name):
                 raise LearnerError(f"{self.path}: was written with {name}={theirs.get(name)!r}, "
-                                   f"this run has {value!r}; use the same, or {again}")
+                                   f"this run has {mine.get(name)!r}; use the same, or {again}")
         return content
 
 # %% ../nbs/14_learner.ipynb #c032

@@ -57,7 +57,7 @@ def named(clip: dict | None) -> dict | None:
 
 
 Classes = Annotated[tuple[tuple[str, str], ...], BeforeValidator(class_pairs), Field(validate_default=True)]
-Identity = Annotated[dict[str, str | None] | None, AfterValidator(named)]     # name, weights, sha256 of a CLIP
+Identity = Annotated[dict[str, str | None] | None, AfterValidator(named)]     # name, weights, sha256
 
 
 @options
@@ -129,8 +129,8 @@ class Output:
 
 
 class FrameDetector(nn.Module, PyTorchModelHubMixin):
-    """What detectors share beside their layers, forward, scores, loss and embed: the CLIP they belong to, the
-    stored label embeddings, their checkpoints."""
+    """What detectors share beside their layers, forward, scores, loss and embed: the CLIP that they belong
+    to, the stored label embeddings, their checkpoints."""
     shape: type = Options     # of a detector's options, as from_pretrained reads them
     chunk: int = 256          # features of a long video that are scored at a time
 
