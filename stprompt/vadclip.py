@@ -49,7 +49,7 @@ class VadCLIPOptions(Options, error=ModelError):
     postfix: int = Field(10, ge=0, le=1024)            # learned tokens behind it
     attention: Literal["logits", "confidence"] = "logits"     # of the visual prompt: the code's | eq. 6
     scored: Literal["classification", "alignment"] = "classification"     # branch of the frame scores
-    precision: Precision = "fp32"                      # of the text tower; fp16 as in the code on a GPU
+    precision: Precision = "fp32"                      # of the text tower; fp16 needs a GPU
     tau: float = Field(.07, gt=0, le=1e3)              # tau of eq. 8
     spatial: Literal["none"] = "none"                  # it sees whole frames only
     clip: Identity = None                              # its name, weights, sha256; None = the first it meets
