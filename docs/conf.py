@@ -41,7 +41,7 @@ def navigation():
 
 @cache
 def experiments():
-    "{page: executed notebooks, model card} of the folders below results/; page: table.md, notes.md or notebook."
+    "{page: executed notebooks, model card} of each folder of results; page: table.md, notes.md or notebook."
     files = [path for path in sorted((ROOT/"results").rglob("*")) if ".ipynb_checkpoints" not in path.parts]
     found = {}
     for folder in dict.fromkeys(path.parent for path in files):
@@ -64,31 +64,33 @@ def results_page(page, beside):
     folder, text = page.parent, page.read_text(encoding="utf-8")
     if not text.startswith("# "):
         saved = folder/"metrics.json"
-        name = json.loads(saved.read_text(encoding="utf-8"))["experiment"] if saved.is_file() else folder.name
-        text = f"# {name}\n\n{text}"
+        known = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+        text = f"# {known.get('experiment', folder.name)}\n\n{text}"
     notes = folder/"notes.md"
     more = [notes.read_text(encoding="utf-8")] if notes.is_file() and notes != page else []
     pictures = [f"![{path.stem}]({path.name})" for path in sorted(folder.glob("*.png"))]
-    below = toctree(beside, ":caption: Executed notebook, model card") if beside else ""
+    below = toctree(beside, ":caption: Beside it", ":maxdepth: 1") if beside else ""
     return "\n\n".join([text, *more, *pictures]) + below
 
-def shown_notebook(path, text):
-    "A notebook without the cells that are for nbdev alone; an executed one's title says where it lies."
+def shown_notebook(text):
+    "A notebook without the cells that are for nbdev alone."
     text = re.sub(r"\]\(#[^)]*\)", lambda link: link[0].lower(), text)     # Jupyter's anchors have capitals
     book = json.loads(text)
     hidden = re.compile(r"#\|\s*(hide|default_exp)\b")
     book["cells"] = [cell for cell in book["cells"]
                      if cell["cell_type"] != "raw" and not hidden.match("".join(cell["source"]))]
-    if path.is_relative_to(ROOT/"results"):
-        place = path.parent.relative_to(ROOT/"results").as_posix()
-        first = "".join(book["cells"][0]["source"])
-        book["cells"][0]["source"] = re.sub(r"\A(# .+)", rf"\1 ({place})", first)
     return json.dumps(book)
+
+def placed(path, text):
+    "An executed notebook or a model card with the folder in its title: there are many of one name."
+    place = path.parent.relative_to(ROOT/"results").as_posix()
+    return re.sub(r'(^|")(# [^"\\\n]+)', rf"\1\2 ({place})", text, count=1, flags=re.M)
 
 def read(app, name, content):     # Sphinx's event: content[0] is what will be parsed
     path = Path(app.env.doc2path(name))
-    if path.suffix == ".ipynb": content[0] = shown_notebook(path, content[0])
+    if path.suffix == ".ipynb": content[0] = shown_notebook(content[0])
     elif path in experiments(): content[0] = results_page(path, experiments()[path])
+    if any(path in beside for beside in experiments().values()): content[0] = placed(path, content[0])
     if path == ROOT/"README.md":
         chapters = navigation().items()
         content[0] += "".join(toctree(pages, ":hidden:", f":caption: {name}") for name, pages in chapters)
@@ -127,7 +129,7 @@ project, version = settings["DEFAULT"]["lib_name"], settings["DEFAULT"]["version
 root_doc = "README"
 include_patterns = [f"{root_doc}.md", *(address(path)[1:] + path.suffix for pages in (
     *navigation().values(), experiments(), *experiments().values()) for path in pages)]
-exclude_patterns = [path.name for path in ROOT.iterdir()     # not looked into: environment, cache, what was made
+exclude_patterns = [path.name for path in ROOT.iterdir()     # not looked into
                     if path.is_dir() and path.name not in ("nbs", "results")]
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
 suppress_warnings = ["myst.header"]     # from H1 to H3, as notebooks do
