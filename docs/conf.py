@@ -134,6 +134,7 @@ exclude_patterns = [path.name for path in ROOT.iterdir()     # not looked into
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
 suppress_warnings = ["myst.header"]     # from H1 to H3, as notebooks do
 nb_execution_mode = "off"               # a page shows what is committed
+nb_merge_streams = True                # progress bars in one block
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
