@@ -22,6 +22,6 @@ setup(
     package_data={cfg["lib_path"]: ["py.typed", "assets/*", "assets/*/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "site": cfg["site_requirements"].split()},
     entry_points={"console_scripts": ["stprompt = stprompt.__main__:run"]},
 )
