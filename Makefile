@@ -7,7 +7,7 @@ JOBS   ?= 2
 unexport MPLBACKEND  # set, it would keep the pictures out of executed notebooks
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help demo test bench results index lab notebooks export readme install clean distclean
+.PHONY: help demo test bench results index site lab notebooks export readme install clean distclean
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -30,7 +30,7 @@ test: $(STAMP)      ## code in step with notebooks, ruff, component notebooks, p
 	@echo "== exported code in step with the notebooks, notebooks clean"
 	@$(BIN)/python tests/in_step.py
 	@echo "== ruff on notebooks and tests"
-	@$(BIN)/ruff check nbs tests setup.py
+	@$(BIN)/ruff check nbs tests docs setup.py
 	@echo "== component notebooks (jobs are run by pytest, in a smoke size)"
 	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --path nbs --n_workers $(JOBS) --timing
 	@echo "== pytest"
@@ -51,6 +51,18 @@ results: $(STAMP)   ## what results/ holds, again: half an hour; with CLIPS=fold
 
 index: $(STAMP)     ## results/README.md from the files beside it
 	$(BIN)/python -c 'from stprompt.results import write_index; print(write_index("results"))'
+
+SITE := .venv/.site
+$(SITE): $(STAMP) settings.ini
+	@echo "installing the site's tools into .venv (once) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[site]'
+	@touch $@
+
+site: $(SITE)       ## every notebook, table and figure as pages, out/site/index.html; opens offline
+	@rm -rf out/site.parts
+	@$(BIN)/sphinx-build -q -E -c docs -d out/site.parts/doctrees . out/site.parts/html
+	@rm -rf out/site && mv out/site.parts/html out/site && rm -rf out/site.parts
+	@echo "open out/site/index.html"
 
 lab: $(STAMP)       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

@@ -22,6 +22,6 @@ setup(
     package_data={cfg["lib_path"]: ["py.typed", "assets/*", "assets/*/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "teacher": cfg["teacher_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "teacher", "site")},
     entry_points={"console_scripts": ["stprompt = stprompt.__main__:run"]},
 )

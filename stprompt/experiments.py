@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from .adapter import AdapterKind
 from .catalog import Source, at, open_benchmark, share_of
@@ -314,7 +315,7 @@ def files_in(out: str | Path) -> list[str]:
 @dataclass(frozen=True)
 class Fitted:
     "A trained detector with the weights that validation chose, and how it came about."
-    model: STPrompt
+    model: nn.Module                         # a FrameDetector, such as STPrompt
     history: History
     epochs: int = 0                          # that were asked for
 
@@ -349,10 +350,10 @@ def validator(data: Data) -> Callable | None:     # model -> percent
     return lambda model: video_auc(score_videos(model, videos), labels, "topk")
 
 
-def interruption(job: TrainJob, done: int, checkpoint: str | Path | None) -> str:
+def interruption(epochs: int, done: int, checkpoint: str | Path | None) -> str:
     "What is said of a training that was stopped."
     kept = f"they are kept in {checkpoint}, the same command goes on"
-    return (f"interrupted after {done} of {job.epochs} epochs: "
+    return (f"interrupted after {done} of {epochs} epochs: "
             f"{kept if checkpoint and done else 'nothing is kept'}; "
             "unfinished=True would take the best of them as the result")
 
@@ -362,19 +363,21 @@ def fit(
     data: Data,
     on_epoch: Callable | None = None,         # called with (epoch, {name: number}), such as figures.LivePlot
     checkpoint: str | Path | None = None,     # a file, rewritten after each epoch; from it a run goes on
+    make: Callable = new_model,               # (job, data) -> an untrained detector
+    **learning: Any,                          # fields of LearnerOptions, instead of the job's
 ) -> Fitted:
     """A new model, fitted to the training split; it holds the best epoch's weights by validation.
     Interrupted, it is no result: raises KeyboardInterrupt, which says what is kept."""
-    model, device = new_model(job, data), str(data.clip.device)
+    model, device = make(job, data), str(data.clip.device)
     shared = ("epochs", "lr", "batch", "alpha", "beta", "max_length", "seed")
-    learner = LearnerOptions(device=device, **{name: getattr(job, name) for name in shared})
+    learner = LearnerOptions(**{"device": device} | {name: getattr(job, name) for name in shared} | learning)
     videos = [(item.id, partial(data.features.__getitem__, item.id), item.labels)
               for item in data.benchmark.train]
     history = train_model(model, data.clip, videos, learner, validate=validator(data), on_epoch=on_epoch,
                           checkpoint=checkpoint, progress=True)
     if history.interrupted and not (job.unfinished and history.losses):
-        raise KeyboardInterrupt(interruption(job, len(history.losses), checkpoint))
-    return Fitted(use(model, history, "best"), history, job.epochs)
+        raise KeyboardInterrupt(interruption(learner.epochs, len(history.losses), checkpoint))
+    return Fitted(use(model, history, "best"), history, learner.epochs)
 
 # %% ../nbs/24_experiments.ipynb #c030
 @dataclass(frozen=True)

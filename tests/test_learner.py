@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from stprompt import learner
+from stprompt import learner, model
 from stprompt.features import VideoFeatures
 from stprompt.learner import (
     History,
@@ -131,7 +131,7 @@ def deaf(m):
 
 
 def short_labels(m):
-    m.setattr(learner, "total_loss", lambda out, targets, *a: total_loss(out, targets[:, [1, 0, 2]], *a))
+    m.setattr(model, "total_loss", lambda out, targets, *a: total_loss(out, targets[:, [1, 0, 2]], *a))
     return TRAIN
 
 
@@ -403,9 +403,9 @@ def test_a_bad_video_is_named_and_reaches_no_weight(tmp_path, where, value):
 
 
 def test_a_loss_that_explodes_names_the_batch(monkeypatch):
-    total = learner.total_loss
+    total = model.total_loss
     monkeypatch.setattr(
-        learner,
+        model,
         "total_loss",
         lambda *a: dataclasses.replace(loss := total(*a), total=loss.total * float("inf")),
     )
