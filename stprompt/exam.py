@@ -34,7 +34,8 @@ from stprompt.cuts import (
     resize,
     snapshots,
 )
-from .miniclip import PretrainJob, Trained, encode_captions, encode_patches, to_tensor
+from .encoders import encode_captions, encode_patches, to_tensor
+from .miniclip import PretrainJob, Trained
 from .ministreet import CONCEPTS, INDEX, Draw
 
 # %% ../nbs/40b_exam.ipynb #c005

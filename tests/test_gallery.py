@@ -9,8 +9,9 @@ import torch
 
 from stprompt.captions import bare, queries, write_real
 from stprompt.clip import build_clip, mini_config, mini_tokenizer
+from stprompt.encoders import encode_captions
 from stprompt.gallery import COLUMNS, Gallery, GalleryError, open_gallery, read_gallery, soft_targets
-from stprompt.miniclip import BatchPlan, encode_captions, make_batch
+from stprompt.miniclip import BatchPlan, make_batch
 from stprompt.ministreet import ANOMALIES, Draw
 
 REAL = Path(__file__).resolve().parents[2]/"shared"/"data"/"real_pictures"
