@@ -207,7 +207,7 @@ class PretrainError(ValueError):
 @options
 class PretrainOptions(Options, error=PretrainError):
     "How the mini CLIP is trained."
-    steps: int = Field(4500, ge=1)                     # batches
+    steps: int = Field(3000, ge=1)                     # batches
     seed: int = Field(0, ge=0)                         # of weights and batches
     lr: float = 1e-3                                   # peak of AdamW: embeddings, gains, projections
     muon_lr: float = 2e-3                              # peak of Muon: the blocks' matrices
@@ -478,7 +478,7 @@ def as_stored(model: torch.nn.Module, norm: float = 10., seed: int = 1, n: int =
 @options
 class PretrainJob(Options, error=PretrainError):
     "Every parameter of nbs/pretrain_mini_clip.ipynb."
-    steps: int = Field(4500, ge=1)            # batches
+    steps: int = Field(3000, ge=1)            # batches
     seed: int = Field(0, ge=0)                # of weights and batches
     device: Annotated[str, AfterValidator(lambda name: pick_device(name) and name)] = "auto"   # or cpu, cuda
     workers: int = Field(1, ge=0)             # processes that render
