@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Aggregate', 'AGGREGATES', 'Spatial', 'MotionError', 'check_windows', 'second_difference', 'motion_prior', 'select',
-           'weighted', 'spatial_names', 'check_spatial', 'aggregate', 'StreamingMotion']
+           'weighted', 'magnified', 'spatial_names', 'check_spatial', 'aggregate', 'StreamingMotion']
 
 # %% ../nbs/04_motion.ipynb #c003
 from collections.abc import Callable
@@ -72,12 +72,24 @@ def weighted(
     return (motion.softmax(1)[..., None] * x).sum(1)
 
 # %% ../nbs/04_motion.ipynb #c018
+def magnified(
+    windows: torch.Tensor,     # x_PATCH, float [T, h, w, D]
+    motion: torch.Tensor,      # Mo, float [T, h, w]
+    k: int,                    # K
+) -> torch.Tensor:             # float [T, D]
+    "SA2 (eq. 2-3) times the logarithm of 1 + the chosen windows' mean motion; not in the paper."
+    chosen, top = select(windows, motion, k)
+    unit = .02 * windows.flatten(1, 2).norm(dim=-1).mean(1).clamp(min=1e-6)     # [T]
+    return (top.mean(1) / unit).log1p()[:, None] * weighted(chosen, top)
+
+# %% ../nbs/04_motion.ipynb #c021
 Aggregate = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]     # windows, motion, k -> [T, D]
-AGGREGATES: dict[str, Aggregate] = {                                      # the rows of Table 5 in its order
+AGGREGATES: dict[str, Aggregate] = {                                      # Table 5 in its order, and ours
     "average": lambda windows, motion, k: windows.flatten(1, 2).mean(1),
     "attention": lambda windows, motion, k: weighted(windows.flatten(1, 2), motion.flatten(1)),
     "selection_average": lambda windows, motion, k: select(windows, motion, k)[0].mean(1),
     "sa2": lambda windows, motion, k: weighted(*select(windows, motion, k)),
+    "sa2_motion": magnified,
 }
 
 
@@ -113,7 +125,7 @@ def aggregate(
                           f"found {list(found.shape)}; one vector a frame")
     return found
 
-# %% ../nbs/04_motion.ipynb #c023
+# %% ../nbs/04_motion.ipynb #c026
 class StreamingMotion:
     "Takes window features in chunks; gives (windows, motion) of frames whose neighbours are known."
 

@@ -337,4 +337,4 @@ def test_a_failed_save_leaves_the_old_weights(saved, monkeypatch):
 )
 def test_bad_options(bad, error):
     with pytest.raises(error): STPromptOptions(**({"dim": 16, "token_width": 12, "classes": CLASSES} | bad))
-    assert spatial_names()[-1] == "sa2"
+    assert "sa2" in spatial_names()
