@@ -247,7 +247,7 @@ class STPrompt(FrameDetector):
         self, *args: Any, metrics: dict | None = None, folder: str = "this folder", **kwargs: Any
     ) -> ModelCard:
         "README.md; the mixin calls it."
-        return ModelCard(card_text(self.options, metrics, folder))
+        return ModelCard(card_text(CARD, self.options, metrics, folder) + CITATION)
 
 # %% ../nbs/13_model.ipynb #c025
 FILES = ("config.json", "model.safetensors")     # of a checkpoint
@@ -381,10 +381,10 @@ def card_facts(
 
 
 def card_text(
-    options: STPromptOptions,
+    template: str,                               # with the fields of the options and of `card_facts`
+    options: Any,                                # of a detector
     metrics: dict[str, float] | None = None,     # rows of the card's table
     folder: str = "this folder",                 # where its example loads the model from
 ) -> str:
-    "The model card, README.md."
-    own = {"adapter": options.adapter, "sigma": options.sigma, "spatial": options.spatial}
-    return CARD.format(**own, **card_facts(options, metrics, folder)) + CITATION
+    "A model card, README.md."
+    return template.format(**asdict(options) | card_facts(options, metrics, folder))
