@@ -98,7 +98,7 @@ class URDMUOptions(BaselineOptions, error=ModelError):
     memory: float = Field(.1, ge=0)                 # weights of the losses
     triplet: float = Field(.1, ge=0)
     latent: float = Field(1e-3, ge=0)
-    length: float = Field(1e-4, ge=0)
+    separation: float = Field(1e-4, ge=0)
     dropout: float = Field(.5, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -157,7 +157,7 @@ class URDMU(FrameBaseline):
         lengths: torch.Tensor | None = None,       # int [B]
         *weights: float,                           # of the learner: not used
     ) -> LossParts:
-        "Scores with the normal videos' latent features drawn, memories, triplets, divergence, lengths."
+        "Scores with the normal videos' latent features drawn, memories, triplets, divergence, separation."
         own, (normal, abnormal), said = self.options, halves(targets), output
         mask = valid_mask(lengths, said.anomaly.shape[1], len(targets), said.anomaly.device)
         known = mask & normal[:, None]                                              # [B, T]
@@ -175,7 +175,7 @@ class URDMU(FrameBaseline):
         remembered = memory_losses(said.abnormal_says, said.normal_says, targets, lengths)
         return LossParts({
             "score": F.binary_cross_entropy(video, abnormal.float()), "memory": own.memory * remembered,
-            "triplet": own.triplet * triplets, "length": own.length * apart,
+            "triplet": own.triplet * triplets, "separation": own.separation * apart,
             "latent": own.latent * divergence(n_mean[known], spread[known])})
 
 # %% ../nbs/31c_memory.ipynb #c024

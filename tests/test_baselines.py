@@ -152,6 +152,18 @@ def test_it_says_where_it_is_from(method):
     assert method.source == kind.source and method.note.startswith("keeps ") and "\n" not in method.note
 
 
+@each
+def test_a_maker_sets_no_number_of_the_method(method, data):
+    "What a job says (length, width) must not meet a weight of the same name."
+    options = method.make(dataclasses.replace(JOB, max_length=48), data).options
+    shared = {"dim", "classes", "clip", "token_width", "positions", "length", "normal", "abnormal"}
+    default = dataclasses.asdict(type(options)(dim=D, classes=data.benchmark.classes))
+    if method.name == "OPVAD": default["similar"] = 1.     # of all benchmarks but two
+    mine = {name: value for name, value in dataclasses.asdict(options).items() if name not in shared}
+    assert mine == {name: default[name] for name in mine}
+    assert getattr(options, "length", 48) == 48
+
+
 # ---- padding, lengths, widths ---------------------------------------------------------------------
 @each
 def test_padding_does_not_change_a_score(method, data):
