@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GridError', 'Row', 'names_of', 'row_job', 'not_possible', 'Ground', 'labels_of', 'opened', 'file_hash', 'Cell',
-           'pack_scores', 'unpack_scores', 'pack_places', 'unpack_places', 'digest_of', 'keep', 'kept', 'when_report',
-           'trained', 'placed', 'facts_of', 'source_of', 'cells_of']
+           'pack_scores', 'unpack_scores', 'pack_places', 'unpack_places', 'digest_of', 'write_cell', 'read_cell',
+           'when_report', 'trained', 'placed', 'facts_of', 'data_job', 'cells_of']
 
 # %% ../nbs/25b_cells.ipynb #c003
 import dataclasses
@@ -185,7 +185,7 @@ def digest_of(facts: str, values: str, tensors: Mapping[str, np.ndarray]) -> str
     return hashlib.sha256(b"\n".join([facts.encode(), values.encode(), *parts])).hexdigest()
 
 
-def keep(cell: Cell, tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Path:
+def write_cell(cell: Cell, tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Path:
     "Writes a cell's file, whole or not at all. Raises ResultError where a value is not finite."
     text = json.dumps(plain(values, "a cell's values"), allow_nan=False)
     meta = {"facts": cell.facts, "values": text, "sha256": digest_of(cell.facts, text, tensors)}
@@ -193,7 +193,7 @@ def keep(cell: Cell, tensors: Mapping[str, np.ndarray], values: Mapping[str, Any
                                              for name, x in sorted(tensors.items())}, meta))
 
 
-def kept(cell: Cell) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:     # tensors, values
+def read_cell(cell: Cell) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:     # tensors, values
     "What a cell's file holds; None where there is none. Raises GridError for one that was edited."
     again, place = "it is not used, and the cell is made again", f".../{cell.folder.name}/{cell.path.name}"
     if not cell.path.is_file(): return None
@@ -246,7 +246,7 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     return json.dumps(plain(facts, "a cell's facts"), sort_keys=True)
 
 
-def source_of(job: TrainJob, row: Row) -> TrainJob:
+def data_job(job: TrainJob, row: Row) -> TrainJob:
     "The job whose Data a row needs: its changes of training and localization are left out."
     used = set(names_of(Training, Localization))
     changes = {name: value for name, value in row.changes.items() if name not in used}
@@ -262,7 +262,7 @@ def cells_of(
     "The grounds, {(row, seed or None): cell}, and {row: why it is not possible}. Raises ValueError."
     grounds, cells, left_out = {}, {}, {}
     for row in rows:
-        own, source = row_job(job, row), source_of(job, row)
+        own, source = row_job(job, row), data_job(job, row)
         if why := not_possible(own, row): left_out[row.name] = why
         ground = grounds[source] = grounds.get(source) or opened(source)
         boxes = row.located is not None and bool(annotated_frames(ground.truths))

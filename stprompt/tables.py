@@ -286,7 +286,7 @@ def table_text(title: str, results: Results, parts: Mapping[str, pd.DataFrame], 
         f"Benchmark {escaped(ground.benchmark.name)} ({ground.benchmark.sha256[:12]}), backbone "
         f"{escaped(clip['name'])} / {escaped(clip['weights'])}, {ground.device}; code {code['commit'][:40]}"
         f"{' with local changes' if code['dirty'] else ''}."]
-    for heading, items in (("Not the paper's setting:", departures(job)), ("Missing:", results.notes)):
+    for heading, items in (("Not the paper's setting:", departures(job)), ("To know:", results.notes)):
         if items: lines.append("\n".join([heading, "", *(f"- {escaped(item)}" for item in items)]))
     return "\n\n".join(lines) + "\n"
 
@@ -318,7 +318,8 @@ def record_tables(
     out, first = project_root()/out, next(iter(parts.values()))
     known = {"experiment": title, "paper": paper, **provenance(notebook)}
     page = table_text(title, results, parts, known)
-    short = list(first)[:8]     # what the index shows
+    rare = [METRIC_NAMES[name] for name in METRIC_NAMES if name not in COMPARED_IN_TABLES]
+    short = [name for name in first if name not in rare]     # what the index shows
     values = plain(known | facts_in(results) | {
         "rows": first[short].to_dict("records"),
         "tables": {name: found.to_dict("records") for name, found in parts.items()},

@@ -17,7 +17,7 @@ from test_jobs import make_clips
 
 import stprompt.source
 from stprompt.ablations import SIGMA, TABLE_4, TABLE_5, TABLE_6, GridJob
-from stprompt.cells import GridError, Row, kept
+from stprompt.cells import GridError, Row, read_cell
 from stprompt.experiments import TrainJob, prepare
 from stprompt.files import project_root
 from stprompt.grid import collect, data_of, plan, seconds_left, sweep
@@ -194,7 +194,7 @@ def test_an_edited_cell_is_named_not_used_and_made_again(job, tmp_path):
     again = sweep(job, ROWS[:1], [0, 1], tmp_path, processes=1)
     assert scores_of(again) == scores_of(first) and again.notes == []
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(GridError, match="cut short or no cell"): kept(again.plan.cells["distance", 0])
+    with pytest.raises(GridError, match="cut short or no cell"): read_cell(again.plan.cells["distance", 0])
     assert len(plan(job, ROWS[:1], [0, 1], tmp_path).todo) == 1
 
 
@@ -395,7 +395,7 @@ def test_tables_4_5_and_6_share_their_common_rows():
     assert every["Table 6 distance transformer", 0].name == every[" sigma 1", 0].name
 
 
-@pytest.mark.parametrize("name", ["table_4", "table_5", "table_6"])
+@pytest.mark.parametrize("name", ["table_4", "table_5", "table_6", "parameters"])
 def test_the_parameters_of_a_notebook_are_those_of_its_job(name):
     from rules import cells, source
 
@@ -416,9 +416,23 @@ def test_a_notebook_makes_its_table_in_a_smoke_size(tmp_path, name, rows):
     notebook = f"reproduce/{name}"
     record = run(notebook, tmp_path, smoke=True, stride=32, processes=1, device="cpu",
                  cells=str(tmp_path/"cells"))
-    assert len(record["rows"]) == rows and record["paper"] == f"Table {name[-1]}" and record["missing"] == []
+    assert len(record["rows"]) == rows and record["paper"] == f"Table {name[-1]}" and not record["missing"]
     assert all("frame AUC" in row and row["seeds"] == "0, 1" for row in record["rows"])
     assert [len(tables) for tables in record["tables"].values()][:2] == [rows, rows]
     assert broken_seals(tmp_path) == [] and record["code"]["notebook_sha256"]
     assert (tmp_path/"sigma"/"table.md").exists() == (name == "table_6")
     data_of.cache_clear()
+
+
+def test_the_parameters_notebook_varies_what_it_is_asked_for(published, tmp_path):
+    import papermill
+    given = {"dataset": "ucf_crime", "features": str(published), "backbone": "mini", "crops": 1, "batch": 8,
+             "smoke": True, "processes": 1, "device": "cpu", "out": str(tmp_path),
+             "cells": str(tmp_path/"cells")}
+    book = ROOT/"nbs"/"reproduce"/"parameters.ipynb"
+    papermill.execute_notebook(str(book), None, given | {"only": "alpha,max_length"}, progress_bar=False)
+    for name, count in (("alpha", 5), ("max_length", 3)):
+        record = json.loads((tmp_path/name/"metrics.json").read_text())
+        own = [row for row in record["rows"] if not row[f"minus {name} {'0.9' if name == 'alpha' else 256}"]]
+        assert len(record["rows"]) == count and len(own) == 1 and record["paper"] == ""
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"alpha", "max_length", "cells"}
