@@ -6,7 +6,7 @@
 __all__ = ['COMPARED_IN_TABLES', 'RowDraws', 'PaperValues', 'SURE', 'reports_of', 'size_groups', 'ranked', 'measured', 'apart',
            'headline_of', 'seeds_cell', 'interval_cell', 'row_cells', 'as_table', 'minus', 'table', 'table_by_size',
            'Step', 'verdict', 'signs', 'step_cells', 'claims', 'seal_of', 'broken_seals', 'table_text', 'facts_in',
-           'record_tables']
+           'record_tables', 'unexplained']
 
 # %% ../nbs/25b_tables.ipynb #c003
 import hashlib
@@ -38,6 +38,7 @@ from stprompt.metrics import (
     video_scores,
 )
 from .results import ResultError, markdown, merge_seeds, merge_sizes, plain, provenance, write_json
+from .source import code_hash
 from .text import escaped
 
 # %% ../nbs/25b_tables.ipynb #c006
@@ -191,7 +192,7 @@ class Step:
     "One step of an argument: a row over another one."
     over: str          # the row that is said to be better
     under: str
-    says: str          # what the paper says
+    says: str          # the argument, in short
 
 
 SURE = .75         # share of the seeds that have to agree with the interval over videos
@@ -247,7 +248,7 @@ def claims(
         above, below = ((paper or {}).get(row, {}) for row in (step.over, step.under))
         theirs = {f"paper, {place}": f"{above[place] - below[place]:+.2f}"
                   for place in above if place in below}
-        rows.append({"the paper says": step.says, "step": f"{step.over} over {step.under}"} | theirs
+        rows.append({"argument": step.says, "step": f"{step.over} over {step.under}"} | theirs
                     | step_cells(results, step, drawn, metric))
     return as_table(rows)
 
@@ -302,6 +303,7 @@ def facts_in(results: Results) -> dict[str, Any]:
         "clip": ground.settings.clip, "parameters": asdict(asked.job), "seeds": asked.seeds,
         "cells": {f"{row}, {'localization' if seed is None else f'seed {seed}'}": name
                   for (row, seed), name in there.items()},
+        "made_by": code_hash(*(f"stprompt.tables:{name}" for name in ("table", "table_by_size", "claims"))),
         "missing": results.notes, "seconds": round(sum(one["seconds"] for one in made), 1),
         "started": first.isoformat(timespec="seconds")}
 
@@ -326,3 +328,16 @@ def record_tables(
         "table_sha256": hashlib.sha256(page.encode()).hexdigest()}, "metrics.json")
     write_json(out/"metrics.json", {**values, "sealed": seal_of(values)})
     return write_atomic(out/"table.md", page).parent
+
+# %% ../nbs/25b_tables.ipynb #c032
+def unexplained(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:     # two metrics.json
+    "Numbers that changed although all cells and the tables' code are the same, a sentence each."
+    if any(before[name] != after[name] for name in ("cells", "made_by", "missing")): return []
+    key, found = lambda row: row.get("row", row.get("step")), []
+    for name in set(before["tables"]) & set(after["tables"]):
+        rows = {key(row): row for row in after["tables"][name]}
+        pairs = [(row, rows[key(row)]) for row in before["tables"][name] if key(row) in rows]
+        found += [f"{name}, {key(old)}: {column} was {old[column]} and is {new[column]}"
+                  for old, new in pairs for column in old if column in new and old[column] != new[column]
+                  and column != "argument" and not column.startswith("paper, ")]
+    return sorted(found)

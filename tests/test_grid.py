@@ -24,7 +24,7 @@ from stprompt.grid import collect, data_of, plan, seconds_left, sweep
 from stprompt.learner import Trainer
 from stprompt.metrics import compare
 from stprompt.source import code_hash
-from stprompt.tables import Step, broken_seals, claims, record_tables, table, table_by_size
+from stprompt.tables import Step, broken_seals, claims, record_tables, table, table_by_size, unexplained
 from stprompt.vadclip import new_vadclip, vadclip_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -344,6 +344,39 @@ def test_a_result_that_somebody_edited_is_named(whole, tmp_path, name, old, new)
 
 def test_the_results_of_this_checkout_are_as_they_were_written():
     assert broken_seals(project_root()/"results") == []
+
+
+def versions(path, root):
+    "What a file of results held in the last two commits that changed it, the older one first."
+    git = lambda *words: subprocess.run(["git", "-C", root, *words], capture_output=True, text=True).stdout
+    commits = git("log", "-2", "--format=%H", "--", path).split()
+    return [json.loads(git("show", f"{commit}:{path}")) for commit in reversed(commits)]
+
+
+def test_no_number_of_the_results_changed_without_a_reason():
+    found = []
+    for path in sorted((ROOT/"results").rglob("metrics.json")):
+        now, place = json.loads(path.read_text()), path.relative_to(ROOT).as_posix()
+        if "sealed" not in now: continue
+        both = [one for one in versions(place, ROOT) if one != now and "sealed" in one]
+        found += [f"{place}: {line}" for one in both for line in unexplained(one, now)]
+    assert found == []
+
+
+def test_a_number_that_changed_without_a_reason_is_found(whole, tmp_path):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b",
+                                         *words], check=True, capture_output=True)
+    git("init")
+    record_tables(tmp_path, "Toy", whole[0], {"Rows": table(whole[0])})
+    page = tmp_path/"metrics.json"
+    values = json.loads(page.read_text())
+    for mean in (values["tables"]["Rows"][0]["frame AUC"], 99.5):
+        values["tables"]["Rows"][0]["frame AUC"] = mean
+        page.write_text(json.dumps(values))
+        git("add", "metrics.json")
+        git("commit", "-m", "results")
+    old, new = versions("metrics.json", tmp_path)
+    assert new == values and len(unexplained(old, new)) == 1 and "and is 99.5" in unexplained(old, new)[0]
 
 
 def test_differences_are_those_of_compare_for_every_metric(whole):
