@@ -257,8 +257,9 @@ def test_a_frame_is_its_highest_window(data):
     assert torch.allclose(whole, torch.maximum(*sides), atol=1e-6) and len(whole) == T
 
 
-def test_windows_are_extracted_into_a_store_of_their_own(clip, tmp_path):
+def test_windows_are_extracted_into_a_store_of_their_own(clip, tmp_path, monkeypatch):
     import cv2
+    monkeypatch.setenv("STPROMPT_CACHE", str(tmp_path/"cache"))     # nothing of an earlier run
     items = [VideoItem(f"clip{n}", tmp_path/f"clip{n}", ("Normal", "Fire")[n:][:1]) for n in range(2)]
     for item in items:
         item.source.mkdir()
