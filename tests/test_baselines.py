@@ -55,12 +55,7 @@ JOB = TrainJob(epochs=2, lr=3e-3, batch=4, max_length=32, device="cpu")
 RATES = {"DMU": 1e-3, "Hasan et al.": 1e-3}     # the two wide ones
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
