@@ -364,6 +364,7 @@ def fit(
     on_epoch: Callable | None = None,         # called with (epoch, {name: number}), such as figures.LivePlot
     checkpoint: str | Path | None = None,     # a file, rewritten after each epoch; from it a run goes on
     make: Callable = new_model,               # (job, data) -> an untrained detector
+    progress: bool = True,                    # a bar over the epochs
     **learning: Any,                          # fields of LearnerOptions, instead of the job's
 ) -> Fitted:
     """A new model, fitted to the training split; it holds the best epoch's weights by validation.
@@ -374,7 +375,7 @@ def fit(
     videos = [(item.id, partial(data.features.__getitem__, item.id), item.labels)
               for item in data.benchmark.train]
     history = train_model(model, data.clip, videos, learner, validate=validator(data), on_epoch=on_epoch,
-                          checkpoint=checkpoint, progress=True)
+                          checkpoint=checkpoint, progress=progress)
     if history.interrupted and not (job.unfinished and history.losses):
         raise KeyboardInterrupt(interruption(learner.epochs, len(history.losses), checkpoint))
     return Fitted(use(model, history, "best"), history, learner.epochs)

@@ -68,9 +68,13 @@ class VideoFeatures:
 
     def spatial(
         self,
-        mode: str = "sa2",           # none, or a row of Table 5
-    ) -> torch.Tensor | None:        # x_AS, float32 [T, D]; None for none
-        "What stands for the windows. Raises FeatureError where this row was not extracted."
+        mode: str = "sa2",           # none, a row of Table 5, or windows: every one of them
+    ) -> torch.Tensor | None:        # x_AS, float32 [T, D]; None for none; x_PATCH [T, h w D]
+        "What stands for the windows. Raises FeatureError where this was not extracted."
+        if mode == "windows" and self.windows is not None: return self.windows.flatten(1)
+        if mode == "windows":
+            raise FeatureError("spatial='windows': these features hold no windows, only what was made of "
+                               "them; extract again with keep_windows=True")
         if mode != "none" and mode not in self.aggregates:
             held = ", ".join(self.aggregates) or "no window aggregates"
             raise FeatureError(f"spatial={mode!r}: these features hold {held}; choose one of them or none, "

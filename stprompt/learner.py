@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PART', 'LARGE', 'LearnerError', 'LearnerOptions', 'learning_rate', 'shrink', 'Example', 'target_of', 'make_example',
-           'make_examples', 'padded', 'collate', 'stream', 'epoch_batches', 'History', 'weights', 'use', 'fingerprint',
-           'Checkpoint', 'not_finite', 'batch_shares', 'at_home', 'Trainer', 'train_model', 'outputs', 'score_video',
-           'class_scores', 'score_videos']
+           'make_examples', 'padded', 'collate', 'stream', 'epoch_batches', 'drawn_again', 'History', 'weights', 'use',
+           'fingerprint', 'Checkpoint', 'not_finite', 'batch_shares', 'at_home', 'Trainer', 'train_model', 'outputs',
+           'score_video', 'class_scores', 'score_videos']
 
 # %% ../nbs/14_learner.ipynb #c004
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -192,6 +193,20 @@ def epoch_batches(
     return list(np.concatenate(chosen, 1))
 
 # %% ../nbs/14_learner.ipynb #c024
+@contextmanager
+def drawn_again(
+    seed: int,
+    epoch: int,                # 1, 2, ...
+    process: int = 0,          # each draws its own
+    device: torch.device | str = "cpu",
+) -> Iterator[None]:
+    "Within, torch draws what it always draws for these numbers; afterwards it goes on as before."
+    number = int(np.random.default_rng([seed, epoch, process]).integers(2**63))
+    with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(number)
+        yield
+
+# %% ../nbs/14_learner.ipynb #c027
 @dataclass(frozen=True)
 class History:
     "What happened, epoch by epoch; epochs count from 1."
@@ -231,7 +246,7 @@ class History:
         end = ", interrupted" if self.interrupted else ""
         return f"History({len(self.losses)} epochs{best}, {sum(self.seconds):.1f} s{end})"
 
-# %% ../nbs/14_learner.ipynb #c026
+# %% ../nbs/14_learner.ipynb #c029
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     "A copy of the model's state, on the CPU."
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -249,7 +264,7 @@ def use(
     model.load_state_dict(states[which])
     return model.eval()
 
-# %% ../nbs/14_learner.ipynb #c029
+# %% ../nbs/14_learner.ipynb #c032
 def fingerprint(
     model: nn.Module,
     examples: list[Example],
@@ -297,7 +312,7 @@ class Checkpoint:
                                    f"this run has {mine.get(name)!r}; use the same, or {again}")
         return content
 
-# %% ../nbs/14_learner.ipynb #c032
+# %% ../nbs/14_learner.ipynb #c035
 def not_finite(
     batch: list[Example],
     where: str,           # epoch and batch
@@ -316,7 +331,7 @@ def not_finite(
     return (f"{where}: expected a finite loss, found {loss} (gradient {gradient:.3g}); "
             f"videos {', '.join(names[:8])}{more}: {remedy}")
 
-# %% ../nbs/14_learner.ipynb #c035
+# %% ../nbs/14_learner.ipynb #c038
 PART, LARGE = 2**20, 2**21     # numbers of a part, and of a batch that is divided, on a CPU
 
 
@@ -346,7 +361,7 @@ def at_home(
     return [replace(example, frame=move(example.frame), spatial=move(example.spatial))
             for example in examples]
 
-# %% ../nbs/14_learner.ipynb #c037
+# %% ../nbs/14_learner.ipynb #c040
 class Trainer:
     "A run in the making: a model, its optimizer and its examples on this process's device."
 
@@ -373,13 +388,15 @@ class Trainer:
         frame, spatial, lengths, targets = collate([self.examples[i] for i in index], self.device)
         output = self.model(frame, spatial, lengths, text)
         return self.model.loss(output, targets, lengths, self.options.alpha, self.options.beta)
+
     def gradients(self, index: np.ndarray) -> dict[str, float]:     # {name: loss}
         "Eq. 10 of this process's share of a batch; its gradients are the parameters' own afterwards."
         share = index[self.state.process_index::self.state.num_processes]
         prompt, values = self.model.embed(self.clip).to(self.device), {}
         text = prompt.detach().requires_grad_()                     # gathers the gradient of all parts
         self.optimizer.zero_grad()
-        for part in batch_shares(share, self.examples, self.device):
+        shares = batch_shares(share, self.examples, self.device) if self.model.apart else [share]
+        for part in shares:
             loss, weight = self.loss(part, text), len(part) / len(share)
             (loss.total * weight).backward()
             values = {name: values.get(name, 0.) + weight * value for name, value in loss.items().items()}
@@ -408,7 +425,8 @@ class Trainer:
         for group in self.optimizer.param_groups: group["lr"] = learning_rate(self.options, number)
         self.model.train()
         places = [f"epoch {number}, batch {n + 1} of {len(batches)}" for n in range(len(batches))]
-        steps = [self.step(index, where) for index, where in zip(batches, places)]
+        with drawn_again(self.options.seed, number, self.state.process_index, self.device):
+            steps = [self.step(index, where) for index, where in zip(batches, places)]
         self.model.eval().store_text(self.clip)
         return {name: float(np.mean([losses[name] for losses in steps])) for name in steps[0]}
 
@@ -426,7 +444,7 @@ class Trainer:
         use(self.model, history, "last")
         return history
 
-# %% ../nbs/14_learner.ipynb #c040
+# %% ../nbs/14_learner.ipynb #c043
 def train_model(
     model: nn.Module,                          # a FrameDetector; holds the last epoch's weights afterwards
     clip: FrozenCLIP,                          # its CLIP, for the label prompts
@@ -459,7 +477,7 @@ def train_model(
     except KeyboardInterrupt: history = trainer.stop(history)
     return history
 
-# %% ../nbs/14_learner.ipynb #c042
+# %% ../nbs/14_learner.ipynb #c045
 @torch.inference_mode()
 def outputs(
     model: nn.Module,

@@ -119,7 +119,7 @@ def check_identity(
     raise ModelError(f"clip: this model belongs to {show(mine)}, found {show(other)}; "
                      "load the CLIP it was trained with, or train anew")
 
-# %% ../nbs/13_model.ipynb #i131
+# %% ../nbs/13_model.ipynb #c017
 @dataclass(frozen=True)
 class Output:
     "What the detector says of a batch; padded positions mean nothing."
@@ -133,6 +133,7 @@ class FrameDetector(nn.Module, PyTorchModelHubMixin):
     to, the stored label embeddings, their checkpoints."""
     shape: type = Options     # of a detector's options, as from_pretrained reads them
     chunk: int = 256          # features of a long video that are scored at a time
+    apart: bool = True        # its loss is a mean over videos, so a large batch may go through in parts
 
     def probabilities(self, output: Output) -> torch.Tensor:     # float [B, T, 1+C]
         "Softmax of the cosines over classes, with tau."
@@ -193,7 +194,7 @@ class FrameDetector(nn.Module, PyTorchModelHubMixin):
         model.load_state_dict(weights)
         return model.to(map_location).eval()
 
-# %% ../nbs/13_model.ipynb #c017
+# %% ../nbs/13_model.ipynb #c018
 class STPrompt(FrameDetector):
     "The detector of section 3.2, with its checkpoints: STPrompt(STPromptOptions(...))."
     shape = STPromptOptions
@@ -247,9 +248,9 @@ class STPrompt(FrameDetector):
         self, *args: Any, metrics: dict | None = None, folder: str = "this folder", **kwargs: Any
     ) -> ModelCard:
         "README.md; the mixin calls it."
-        return ModelCard(card_text(self.options, metrics, folder))
+        return ModelCard(card_text(CARD, self.options, metrics, folder) + CITATION)
 
-# %% ../nbs/13_model.ipynb #c025
+# %% ../nbs/13_model.ipynb #c026
 FILES = ("config.json", "model.safetensors")     # of a checkpoint
 
 
@@ -291,7 +292,7 @@ def checkpoint_file(
             f"{checkpoint}: there is no such folder, and the hub gave no {name} of a repository so named "
             f"({type(error).__name__}); check the name and the network") from error
 
-# %% ../nbs/13_model.ipynb #c027
+# %% ../nbs/13_model.ipynb #c028
 def read_config(
     path: str | Path,                   # config.json
     shape: type = STPromptOptions,      # of the options
@@ -304,7 +305,7 @@ def read_config(
                          "expected the file that save_pretrained wrote")
     return read_options(shape, config["options"], path)
 
-# %% ../nbs/13_model.ipynb #c029
+# %% ../nbs/13_model.ipynb #c030
 def matching_weights(
     path: str | Path,                     # model.safetensors
     wanted: dict[str, torch.Tensor],      # a model's state
@@ -325,7 +326,7 @@ def matching_weights(
              f"has the shape {theirs[name]}, config.json asks for {mine[name]}")
     raise ModelError(f"{path}: weight {name!r} {fault}; config.json and weights belong to different models")
 
-# %% ../nbs/13_model.ipynb #c031
+# %% ../nbs/13_model.ipynb #c032
 CARD = """---
 library_name: stprompt
 license: apache-2.0
@@ -352,7 +353,7 @@ model = STPrompt.from_pretrained({folder})
 ```
 """
 
-# %% ../nbs/13_model.ipynb #c032
+# %% ../nbs/13_model.ipynb #c033
 CITATION = """
 ```bibtex
 @inproceedings{wu2024weakly,
@@ -381,10 +382,10 @@ def card_facts(
 
 
 def card_text(
-    options: STPromptOptions,
+    template: str,                               # with the fields of the options and of `card_facts`
+    options: Any,                                # of a detector
     metrics: dict[str, float] | None = None,     # rows of the card's table
     folder: str = "this folder",                 # where its example loads the model from
 ) -> str:
-    "The model card, README.md."
-    own = {"adapter": options.adapter, "sigma": options.sigma, "spatial": options.spatial}
-    return CARD.format(**own, **card_facts(options, metrics, folder)) + CITATION
+    "A model card, README.md."
+    return template.format(**asdict(options) | card_facts(options, metrics, folder))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VADCLIP_CARD', 'OFFICIAL_CLIP', 'VADCLIP_ROWS', 'VadCLIPOptions', 'mlp', 'WindowBlock', 'similarity_adjacency',
            'distance_adjacency', 'GraphLayer', 'padded_frames', 'surrounded', 'visual_prompt', 'normal_contrast',
-           'VadCLIP', 'vadclip_card', 'read_official', 'official_faults', 'same_numbers', 'own_clip', 'official_parts',
+           'VadCLIP', 'read_official', 'official_faults', 'same_numbers', 'own_clip', 'official_parts',
            'vadclip_settings', 'official_options', 'new_vadclip']
 
 # %% ../nbs/30_vadclip.ipynb #c004
@@ -27,7 +27,7 @@ from .clip import DTYPES, FrozenCLIP, Precision, fill, pick_precision, text_towe
 from .datasets import UCF_CRIME, XD_VIOLENCE
 from .experiments import Data, TrainJob
 from .losses import LossOutput, classification_loss, mil_align_loss
-from .model import Classes, FrameDetector, Identity, ModelError, Output, card_facts
+from .model import Classes, FrameDetector, Identity, ModelError, Output, card_text
 from .options import Options, options
 
 # %% ../nbs/30_vadclip.ipynb #c007
@@ -280,7 +280,7 @@ class VadCLIP(FrameDetector):
         self, *args: Any, metrics: dict | None = None, folder: str = "this folder", **kwargs: Any
     ) -> ModelCard:
         "README.md; the mixin calls it."
-        return ModelCard(vadclip_card(self.options, metrics, folder))
+        return ModelCard(card_text(VADCLIP_CARD, self.options, metrics, folder))
 
     @classmethod
     def from_official(
@@ -322,17 +322,6 @@ from stprompt.vadclip import VadCLIP
 model = VadCLIP.from_pretrained({folder})
 ```
 """
-
-
-def vadclip_card(
-    options: VadCLIPOptions,
-    metrics: dict[str, float] | None = None,     # rows of the card's table
-    folder: str = "this folder",                 # where its example loads the model from
-) -> str:
-    "The model card, README.md."
-    names = "layers", "window", "distance", "sigma", "scored"
-    own = {name: getattr(options, name) for name in names}
-    return VADCLIP_CARD.format(**own, **card_facts(options, metrics, folder))
 
 # %% ../nbs/30_vadclip.ipynb #c043
 def read_official(path: str | Path) -> dict[str, torch.Tensor]:

@@ -62,3 +62,13 @@ def pytest_terminal_summary(terminalreporter):
     if _reasons: terminalreporter.write_line(f"{len(_reasons)} skipped: {'; '.join(sorted(set(_reasons)))}")
     for reason in sorted(set(overdrawn(_reasons))):
         terminalreporter.write_line(f"SKIP NOT ALLOWED (tests/conftest.py): {reason}", red=True)
+
+
+@pytest.fixture
+def one_thread():
+    "The test runs on one thread, so that small products do not wait for each other."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -11,7 +11,7 @@ from torch import nn
 
 from stprompt.adapter import AdapterKind
 from stprompt.losses import Branches, total_loss
-from stprompt.model import ModelError, STPrompt, STPromptOptions, card_text
+from stprompt.model import CARD, ModelError, STPrompt, STPromptOptions, card_text
 from stprompt.motion import spatial_names
 
 CLASSES = {"Normal": "normal", "zebra": "a zebra", "Fire": "fire"}  # not in alphabetical order, on purpose
@@ -177,7 +177,7 @@ def test_the_card(saved):
     (path / "README.md").write_text("my own words")
     model.save_pretrained(path)
     assert (path / "README.md").read_text() == "my own words"
-    assert "none yet" in card_text(make().options)
+    assert "none yet" in card_text(CARD, make().options)
 
 def test_another_clip_is_refused(saved):
     again = STPrompt.from_pretrained(saved[1])
