@@ -34,7 +34,7 @@ Scales = tuple[tuple[PositiveInt, PositiveInt], ...]
 
 # Share of a map's maximum from which a pixel is in a box: for each method the best of .1, .2, ..., .9 on the
 # boxes of MiniStreet full's 20 abnormal validation videos (mini CLIP, lambda .5), by sweeps.best_thresholds.
-BOX_THRESHOLDS = {"paper": .8, "extended": .7, "motion": .5, "pixels": .5}
+BOX_THRESHOLDS = {"paper": .9, "extended": .8, "motion": .6, "pixels": .5}
 
 
 class LocalizerError(ValueError):
@@ -51,7 +51,7 @@ class LocalizerOptions(Options, error=LocalizerError):
     method: HeatMethod = "text"                  # eq. 11; eq. 1 on window features; eq. 1 on pixels
     mode: WindowMode = "token"                   # windows by "token" (fast) or "crop" (as the paper)
     spread: SpreadMode = "resize"                # from the grid to the frame; "resize" is the paper's
-    threshold: float = Field(.8, ge=1e-6, le=1)  # of a box, share of the maximum; default: BOX_THRESHOLDS
+    threshold: float = Field(.9, ge=1e-6, le=1)  # of a box, share of the maximum; default: BOX_THRESHOLDS
     min_area: float = Field(.002, ge=0, le=1)    # smallest box region, share of the frame
     max_boxes: int = Field(8, ge=1, le=10_000)   # at most so many boxes a frame, the hottest first
     chunk: int = Field(32, ge=1, le=100_000)     # frames encoded at a time: bounds the memory
@@ -62,7 +62,7 @@ class LocalizerOptions(Options, error=LocalizerError):
         "The method's own threshold, where none is given."
         values = {"method": "text", "normal": "paper", **(given.kwargs or {})}
         own = str(values["normal" if values["method"] == "text" else "method"])
-        return type(given)(given.args, {"threshold": BOX_THRESHOLDS.get(own, .8), **(given.kwargs or {})})
+        return type(given)(given.args, {"threshold": BOX_THRESHOLDS.get(own, .9), **(given.kwargs or {})})
 
     @field_validator("scales", mode="wrap")
     @classmethod

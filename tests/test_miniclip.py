@@ -1,5 +1,8 @@
 "Pre-training in a tiny size: the chain of pretrain_mini_clip.ipynb, interrupted and resumed."
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file
 from stprompt import miniclip
 from stprompt.clip import mini_config
 from stprompt.exam import EXAM_KINDS, examine
+from stprompt.files import project_root
 from stprompt.likeness import compare_with_clip, publish
 from stprompt.miniclip import (
     BatchPlan,
@@ -101,3 +105,16 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path):
     (tmp_path/"checkpoint.pt").write_bytes(b"PK\3\4 cut")
     with pytest.raises(PretrainError, match="checkpoint.pt: cut short or not a checkpoint"):
         read_checkpoint(tmp_path/"checkpoint.pt", PretrainOptions())
+
+
+def test_the_notebook_runs_whole(tmp_path):
+    command = [sys.executable, "-m", "papermill", "nbs/pretrain_mini_clip.ipynb", str(tmp_path/"done.ipynb")]
+    asked = {"steps": 1, "workers": 0, "exam": 20, "size": "small", "out": tmp_path/"out"}
+    for name, value in asked.items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(project_root())})
+    assert done.returncode == 0, done.stderr[-2000:]
+    card = (tmp_path/"out"/"README.md").read_text()
+    assert "research use" in card and "rendered" in card
+    assert json.loads((tmp_path/"out"/"metrics.json").read_text())["metrics"]["objects"]["n"] == 20
