@@ -39,15 +39,9 @@ test: $(STAMP)      ## code in step with notebooks, ruff, component notebooks, p
 bench: $(STAMP)     ## the ratios the README quotes, measured here, into out/bench
 	$(BIN)/python -m stprompt.bench
 
-# a job into its place below results/: the executed notebook lies beside what it wrote
-keep = mkdir -p results/$(2) && $(PAPERMILL) nbs/$(1).ipynb results/$(2)/$(1).ipynb -p out results/$(2) $(3) && $(BIN)/python -c 'from stprompt.results import tidy_notebook; tidy_notebook("results/$(2)/$(1).ipynb")'
-results: $(STAMP)   ## what results/ holds, again: half an hour; with CLIPS=folder and PED2=folder the real footage too
-	$(call keep,train,ministreet-small/train)
-	$(call keep,seeds,ministreet-full/seeds)
-	$(if $(CLIPS),$(call keep,footage,$(notdir $(CLIPS))/footage,-p root $(CLIPS)))
-	$(if $(PED2),$(call keep,seeds,ucsd_ped2/seeds,-p dataset ucsd_ped2 -p root $(PED2)))
-	$(BIN)/python -m stprompt.bench --out results/bench
-	$(MAKE) index readme
+results: $(STAMP)   ## what results/ holds, made again where it is out of date; CLIPS=folder, PED2=folder: real footage too
+	$(BIN)/python -m stprompt.remake $(if $(CLIPS),--clips $(CLIPS)) $(if $(PED2),--ped2 $(PED2))
+	$(MAKE) readme
 
 index: $(STAMP)     ## results/README.md from the files beside it
 	$(BIN)/python -c 'from stprompt.results import write_index; print(write_index("results"))'

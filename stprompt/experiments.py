@@ -512,7 +512,7 @@ def save_detector(
 ) -> Path:
     "The checkpoint with its card, the detector's settings, and the split beside it."
     known = {"training": fitted.unfinished} if fitted.unfinished else {}
-    known |= {name: metric["mean"] for name, metric in report.metrics.items()} | (more or {})
+    known |= {name: round(metric["mean"], 2) for name, metric in report.metrics.items()} | (more or {})
     fitted.model.save_pretrained(folder, metrics=known)
     write_settings(folder, scored.gate, data.settings, new_localizer(job, data).options,
                    searched(data.benchmark))

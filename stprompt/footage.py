@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOTION_NAMES', 'SHARES', 'source_of', 'divide', 'metadata', 'motion_numbers', 'linear_scores', 'FootageJob',
            'common_label', 'relabelled', 'joined', 'fold_of', 'FoldScores', 'out_of_fold', 'footage_table',
-           'count_events', 'alarm_table', 'draw_alarms', 'careful', 'record_footage']
+           'count_events', 'alarm_table', 'draw_alarms', 'working_point', 'record_footage']
 
 # %% ../nbs/26_footage.ipynb #c002
 from collections.abc import Mapping, Sequence
@@ -227,11 +227,13 @@ def alarm_table(
         for test, normal in zip(scored.folds, scored.normal):
             cut = weak_threshold(normal, dict.fromkeys(normal, False), share)
             events |= {id: count_events(scored.clips[id], features[id], cut) for id in test}
-        hits = [events[id] > 0 for id, label in labels.items() if label]
-        false = sum(events[id] for id, label in labels.items() if not label)
-        rows.append({"normal training frames above": share, "false alarms": false,
-                     "false alarms a minute": round(false / minutes, 2), "minutes": round(minutes, 1),
-                     "hits, %": round(100 * float(np.mean(hits)), 1), "abnormal clips": len(hits)})
+        hits, false = (np.array([events[id] for id, label in labels.items() if label == kind])
+                       for kind in (True, False))
+        rows.append({"normal training frames above": share, "false alarms": int(false.sum()),
+                     "false alarms a minute": round(false.sum() / minutes, 2), "minutes": round(minutes, 1),
+                     "normal clips with one, %": round(100 * np.mean(false > 0), 1),
+                     "normal clips": len(false),
+                     "hits, %": round(100 * np.mean(hits > 0), 1), "abnormal clips": len(hits)})
     return pd.DataFrame(rows)
 
 
@@ -248,10 +250,12 @@ def draw_alarms(tables: Mapping[str, pd.DataFrame]) -> plt.Figure:
     return figure
 
 # %% ../nbs/26_footage.ipynb #c022
-def careful(alarms: pd.DataFrame, most: float = .1) -> dict[str, float]:
-    "The row with the most hits at no more than so many false alarms a minute, else the strictest row."
-    fair = alarms[alarms["false alarms a minute"] <= most]
-    return dict(alarms.iloc[-1] if fair.empty else fair.loc[fair["hits, %"].idxmax()])
+def working_point(alarms: pd.DataFrame) -> dict[str, float]:     # the strictest row last
+    "The strictest row whose hits less false alarms are the highest but for one standard error."
+    shares = [(alarms[f"{name}, %"] / 100, alarms[clips]) for name, clips in
+              (("hits", "abnormal clips"), ("normal clips with one", "normal clips"))]
+    gain, error = shares[0][0] - shares[1][0], np.sqrt(sum(p * (1 - p) / n for p, n in shares))
+    return dict(alarms[gain >= gain.max() - error[gain.idxmax()]].iloc[-1])
 
 
 def record_footage(
@@ -263,16 +267,17 @@ def record_footage(
     scored: Scored,                         # MiniStreet's test videos
     report: Report,
     table: pd.DataFrame,
-    alarms: Mapping[str, pd.DataFrame],     # the last one: trained on both
+    alarms: Mapping[str, pd.DataFrame],     # the last one: trained as the detector is
 ) -> list[str]:                             # the files
     "metrics.json and table.md with all tables; the detector with its card."
     last, known = list(alarms)[-1], known_facts(job.on_street(), both)
-    chosen = careful(alarms[last])
+    chosen = working_point(alarms[last])
     normal = {item.id: both.features[item.id] for item in both.benchmark.train if not item.is_abnormal}
     scores = score_videos(fitted.model, normal)
     gate = weak_threshold(scores, dict.fromkeys(scores, False), chosen["normal training frames above"])
     card = {f"real clips, sources kept apart: {name}": chosen[name] for name in
-            ("hits, %", "abnormal clips", "false alarms a minute", "minutes")}
+            ("hits, %", "abnormal clips", "normal clips with one, %", "normal clips",
+             "false alarms a minute", "minutes")}
     save_detector(Path(out)/"model", job, both, fitted, replace(scored, gate=gate), report, card)
     record = make_record(f"Real footage: {data.benchmark.name}", {job.seed: report}, started=data.started,
                          more={"threshold": gate, "chosen": chosen}, **known | {"parameters": asdict(job)},

@@ -316,7 +316,9 @@ def command_of(folder: Path, saved: dict) -> str:     # a folder with metrics.js
         values = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
         words = [f"-{'r' if isinstance(value, str) else 'p'} {name} {shlex.quote(str(value))}"
                  for name, value in values.items()]
-        return " ".join([f"papermill nbs/{book.name} out/{book.name}", *words])
+        books = project_root()/"nbs"      # jobs lie there, or in a folder of it
+        home = next(books.rglob(book.name), books/book.name).relative_to(project_root()).as_posix()
+        return " ".join([f"papermill {home} out/{book.name}", *words])
     return ""
 
 # %% ../nbs/22_results.ipynb #c035
