@@ -296,7 +296,7 @@ def table_text(title: str, results: Results, parts: Mapping[str, pd.DataFrame], 
 
 def facts_in(results: Results, by: Sequence[Callable] = ()) -> dict[str, Any]:     # by: further tables' code
     "What a metrics.json says of a sweep's cells."
-    asked, ground = results.plan, results.plan.ground
+    asked, ground, own = results.plan, results.plan.ground, ("table", "table_by_size", "claims")
     there = {one: cell.name for one, cell in asked.cells.items() if cell.name in asked.found}
     made = [asked.found[name][1] for name in dict.fromkeys(there.values())]
     first = datetime.fromtimestamp(min((one["started"] for one in made), default=0), timezone.utc)
@@ -305,7 +305,7 @@ def facts_in(results: Results, by: Sequence[Callable] = ()) -> dict[str, Any]:  
         "clip": ground.settings.clip, "parameters": asdict(asked.job), "seeds": asked.seeds,
         "cells": {f"{row}, {'localization' if seed is None else f'seed {seed}'}": name
                   for (row, seed), name in there.items()},
-        "made_by": code_hash(*(f"stprompt.tables:{name}" for name in ("table", "table_by_size", "claims")), *by),
+        "made_by": code_hash(*(f"stprompt.tables:{name}" for name in own), *by),
         "missing": results.notes, "seconds": round(sum(one["seconds"] for one in made), 1),
         "started": first.isoformat(timespec="seconds")}
 
