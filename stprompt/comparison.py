@@ -245,16 +245,17 @@ def comparison_table(results: Results, methods: Sequence[Method]) -> pd.DataFram
 def looking_table(results: Results, methods: Sequence[Method]) -> pd.DataFrame:     # one row each
     "How each looks, the threshold of its boxes and what chose it, TIoU and mean IoU minus STPrompt's."
     ids, rows = list(results.plan.ground.labels), []
-    kept = "validation boxes" if results.plan.job.dataset == "ministreet" else "MiniStreet's validation boxes"
+    own = "" if results.plan.job.dataset == "ministreet" else "MiniStreet's "
     for name in [one.name for one in methods if one.name in LOOKING and not reason(results, one)]:
         places = [results.place_of(name, seed) for row, seed in results.trained if row == name]
-        cuts = list(dict.fromkeys(place.threshold for place in places if place is not None))
-        if not cuts: continue
+        places = [place for place in places if place is not None]
+        if not places: continue
+        cuts = list(dict.fromkeys(place.threshold for place in places))
         cells = {"row": name, "where": LOOKING[name][1], "box thresholds": ", ".join(map(str, cuts)),
-                 "chosen on": kept}
+                 "chosen on": f"{own}validation boxes"}
         for metric in ("tiou", "mean_iou"):
             drawn, ours = (measured(results, row, metric, ids) for row in (name, OURS))
-            change = None if name == OURS else apart(drawn, ours, metric, len(results.places[OURS].frames))
+            change = None if name == OURS else apart(drawn, ours, metric, len(places[0].frames))
             cells |= {METRIC_NAMES[metric]: round(float(np.mean([value for value, _ in drawn.values()])), 2),
                       f"{METRIC_NAMES[metric]} minus {OURS}": change.cell if change else ""}
         rows.append(cells)
@@ -344,8 +345,8 @@ def draw_ranks(ranks: Ranks | None, ax: Axes | None = None) -> Axes | None:
         ends = ranks.average[best] - .05, ranks.average[worst] + .05
         ax.plot(ends, [-.8 - n] * 2, color="k", lw=2.5, solid_capstyle="round")
     ax.plot([1, 1 + ranks.distance], [1.6] * 2, color="k", lw=1.5, marker="|")
-    ax.text(1, 2, f"critical difference {ranks.distance:.2f}; {ranks.videos} videos, Friedman p = {ranks.p:.2g}",
-            fontsize=8)
+    said = f"critical difference {ranks.distance:.2f}; {ranks.videos} videos, Friedman p = {ranks.p:.2g}"
+    ax.text(1, 2, said, fontsize=8)
     ax.plot([1, k], [0, 0], color="k", lw=1)
     for rank in range(1, k + 1): ax.text(rank, .3, str(rank), ha="center", fontsize=8)
     ax.set(xlim=(.9 - .35 * k, k + .1 + .35 * k), ylim=(-(len(bars) + 2 + half), 3.2))
@@ -371,5 +372,6 @@ def record_comparison(
     dataset, name = results.plan.job.dataset, results.plan.ground.benchmark.name
     paper = TABLES[dataset][1] if dataset in TABLES else "Tables 1 to 3"
     book = project_root()/"nbs"/"reproduce"/notebook if notebook else None
-    return record_tables(out, f"{len(methods)} methods on {name}", results, comparison_tables(results, methods),
-                         paper, book, (comparison_tables,))
+    parts = comparison_tables(results, methods)
+    return record_tables(out, f"{len(methods)} methods on {name}", results, parts, paper, book,
+                         (comparison_tables,))

@@ -81,12 +81,13 @@ def random_data(
     part = lambda *shape: torch.randn(T, *shape, clip.dim, generator=draw)
     items, features = [], {}
     for n in range(job.batch):
-        item = VideoItem(f"v{n}", Path(f"v{n}.mp4"), (abnormal[n // 2 % len(abnormal)] if n % 2 else NORMAL,))
+        label = abnormal[n // 2 % len(abnormal)] if n % 2 else NORMAL
+        item = VideoItem(f"v{n}", Path(f"v{n}.mp4"), (label,))
         features[item.id] = VideoFeatures(
             part(), number, number / 2, T, 30., (240, 320), {} if windows else {job.spatial: part()}, None,
             part(side, side) if windows else None)
         items.append(item)
-    known = Benchmark(f"{benchmark.name}, random features", benchmark.classes, items, (), items)
+    known = Benchmark(f"{benchmark.name}, random features", benchmark.classes, items, (), ())
     return Data(known, clip, features, settings, {}, Summary(), time.time())
 
 # %% ../nbs/31g_costs.ipynb #c012
@@ -123,8 +124,8 @@ PAPER_COSTS = {     # Table 7: {method: (feature, million parameters, GFLOPs)}
 
 def paper_width(layers: int = 1) -> int:
     "STPrompt's trainable parameters with ViT-B/16's widths and UCF-Crime's classes."
-    with torch.device("meta"):
-        return trainable(STPrompt(STPromptOptions(dim=512, token_width=512, classes=UCF_CRIME, layers=layers)))
+    options = STPromptOptions(dim=512, token_width=512, classes=UCF_CRIME, layers=layers)
+    with torch.device("meta"): return trainable(STPrompt(options))
 
 
 def width_table(most: int = 24) -> pd.DataFrame:
