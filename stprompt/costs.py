@@ -181,16 +181,17 @@ def record_costs(
     lines = [
         f"# {escaped(title)}", "Paper: Table 7.", markdown(costs),
         f"Counted: parameters that training changes; operations of products, convolutions and attention "
-        f"(torch's flop counter, 2 a multiplication with its addition). One video: {job.max_length} features; "
-        f"a step: {job.batch} of them, forward, backward and text tower. Milliseconds: medians, measured.",
+        f"(torch's flop counter, 2 a multiplication with its addition). One video: {job.max_length} "
+        f"features; a step: {job.batch} of them, forward, backward and text tower. Milliseconds: medians, "
+        "measured.",
         "## What the paper may have counted", markdown(widths),
         "Equation 4 with one layer is far below the paper's number, which no sentence of it explains; the "
         "depth that comes nearest is ours to say, not the paper's.",
-        f"Backbone {escaped(clip['name'])} / {escaped(clip['weights'])}; code {known['code']['commit'][:40]}; "
-        f"{escaped(machine['cpu'])}, GPU {escaped(machine['gpu'])}, {torch.get_num_threads()} threads, "
-        f"torch {machine['torch']}."]
-    values = known | {"experiment": title, "paper": "Table 7", "clip": clip, "threads": torch.get_num_threads(),
-                      "parameters": dataclasses.asdict(job), "rows": costs.to_dict("records"),
-                      "widths": widths.to_dict("records")}
+        f"Backbone {escaped(clip['name'])} / {escaped(clip['weights'])}; "
+        f"code {known['code']['commit'][:40]}; {escaped(machine['cpu'])}, GPU {escaped(machine['gpu'])}, "
+        f"{torch.get_num_threads()} threads, torch {machine['torch']}."]
+    values = known | {"experiment": title, "paper": "Table 7", "clip": clip,
+                      "threads": torch.get_num_threads(), "parameters": dataclasses.asdict(job),
+                      "rows": costs.to_dict("records"), "widths": widths.to_dict("records")}
     write_json(project_root()/out/"metrics.json", plain(values, "metrics.json"))
     return write_atomic(project_root()/out/"table.md", "\n\n".join(lines) + "\n").parent
