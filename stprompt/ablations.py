@@ -151,7 +151,7 @@ class GridJob(SeedJob, error=JobError):
     "Every parameter of the notebooks in nbs/reproduce; `seed` is that of the benchmark's split alone."
     processes: int = Field(0, ge=0, le=4096)     # cells side by side; 0: one a core, or four a GPU
     cells: str = ""                              # folder of the cells, empty for the cache
-    only: str = ""                               # parameters.ipynb: some of them, by commas; empty: all
+    only: str = ""                               # some parameters, or methods, by commas; empty: all
     smoke: bool = False                          # small, one epoch, two seeds
 
 

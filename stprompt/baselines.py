@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASELINE_CARD', 'BaselineOptions', 'real_frames', 'top_weights', 'equal_shares', 'LossParts', 'halves',
            'FrameBaseline', 'new_baseline', 'fit_at_once', 'LinearSVM', 'OneClassOptions', 'OneClass', 'Hasan',
-           'ranking_loss', 'SultaniOptions', 'Sultani', 'PatchOptions', 'SultaniPatches', 'with_windows']
+           'ranking_loss', 'SultaniOptions', 'Sultani', 'PatchOptions', 'SultaniPatches']
 
 # %% ../nbs/31_baselines.ipynb #c004
 import dataclasses
@@ -24,8 +24,7 @@ from sklearn.svm import LinearSVC, OneClassSVM
 from torch import nn
 
 from .adapter import valid_mask
-from .experiments import Data, Fitted, TrainJob, feature_settings, validator
-from .features import FeatureStore, extract, load_all, settled, store_folder
+from .experiments import Data, Fitted, TrainJob, validator
 from .learner import Example, History, make_examples, weights
 from .losses import LossError
 from .model import Classes, FrameDetector, Identity, ModelError, Output, card_text
@@ -187,6 +186,7 @@ def fit_at_once(
     on_epoch: Callable | None = None,       # called with (1, {name: number})
     checkpoint: Any = None,                 # not used: it is done before one could go on
     make: Callable | None = None,           # (job, data) -> a baseline with `learn`
+    progress: bool = True,                  # a bar where many videos are read
     **learning: Any,                        # of LearnerOptions; only max_length is used
 ) -> Fitted:
     "A baseline without gradients, fitted to the training split. Raises LearnerError."
@@ -194,7 +194,7 @@ def fit_at_once(
     model.check_clip(data.clip)
     videos = [(item.id, partial(data.features.__getitem__, item.id), item.labels)
               for item in data.benchmark.train]
-    examples = make_examples(videos, model, learning.get("max_length", job.max_length), progress=True)
+    examples = make_examples(videos, model, learning.get("max_length", job.max_length), progress)
     losses = model.learn(examples, job.seed)
     value = None if check is None else float(check(model.eval()))
     history = History().after(losses, value, time.perf_counter() - start, weights(model))
@@ -371,9 +371,13 @@ class SultaniPatches(Sultani):
     source = ("Gianchandani, Tirupattur, Shah, Weakly-supervised spatiotemporal anomaly detection, 2019; "
               "read in STPrompt's words only")
     keeps = "windows as instances of the ranking, as STPrompt's section 3.1 describes it"
-    leaves_out = ("what else that report has; boxes (TIoU); smoothness and sparsity are those of a frame's "
+    leaves_out = ("what else that report has, its boxes too; smoothness and sparsity are those of a frame's "
                   "highest window")
     shape = PatchOptions
+
+    def window_scores(self, windows: torch.Tensor) -> torch.Tensor:     # float [..., D] -> [...] in [0, 1]
+        "Of each window for itself."
+        return self.layers(F.normalize(windows, dim=-1)).squeeze(-1)
 
     def forward(
         self, frame: torch.Tensor, spatial: torch.Tensor | None = None, lengths: torch.Tensor | None = None,
@@ -385,13 +389,5 @@ class SultaniPatches(Sultani):
             raise ModelError(f"spatial: this model wants all windows, [B, T, n x {D}], found {shape}; "
                              "extract with keep_windows=True")
         windows = spatial.float().masked_fill(~mask[..., None], 0).unflatten(-1, (-1, D))
-        return self.say(self.layers(F.normalize(windows, dim=-1)).squeeze(-1).amax(-1))
+        return self.say(self.window_scores(windows).amax(-1))
 
-
-def with_windows(job: TrainJob, data: Data) -> Data:
-    "The same data with features that hold all windows, extracted into a store of their own or found."
-    settings = feature_settings(job, data.clip, keep_windows=True)
-    store = FeatureStore(store_folder(data.benchmark, settings, job.root), settings)
-    summary = settled(extract(data.benchmark.items(), data.clip, store))
-    features = load_all(data.benchmark.items(), store)
-    return dataclasses.replace(data, features=features, settings=settings, summary=summary)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GridError', 'Row', 'names_of', 'row_job', 'not_possible', 'Ground', 'labels_of', 'opened', 'file_hash', 'Cell',
            'pack_scores', 'unpack_scores', 'pack_places', 'unpack_places', 'digest_of', 'write_cell', 'read_cell',
-           'when_report', 'trained', 'placed', 'facts_of', 'data_job', 'cells_of']
+           'when_report', 'trained', 'placed', 'call_in_words', 'functions_in', 'facts_of', 'data_job', 'cells_of']
 
 # %% ../nbs/25b_cells.ipynb #c003
 import dataclasses
@@ -39,6 +39,7 @@ from stprompt.experiments import (
     new_model,
     prepare,
     score,
+    with_windows,
 )
 from .features import FeatureSettings, as_bytes
 from .files import write_atomic
@@ -58,9 +59,13 @@ class Row:
     "One line of a table."
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)      # of the job's parameters
-    make: Callable = new_model                                    # (job, data) -> an untrained detector
+    make: Callable = new_model             # (job, data) -> an untrained detector; or a partial of a function
     learning: Mapping[str, Any] = field(default_factory=dict)     # fields of LearnerOptions, not the job's
     located: Mapping[str, Any] | None = None     # fields of LocalizerOptions, not the job's; None: not asked
+    fitting: Callable = fit                      # experiments.fit, or one that fits at once
+    windows: bool = False                        # its features hold all windows
+    locating: Callable = locate                  # (job, data, **located) -> Located
+    where: Callable | None = None                # (job, data, fitted) -> Located, by the trained model
 
 
 def names_of(*kinds: type) -> list[str]:     # dataclasses
@@ -80,6 +85,7 @@ def row_job(job: TrainJob, row: Row) -> TrainJob:
 
 def not_possible(job: TrainJob, row: Row) -> str:
     "What of a row these features cannot give, in words; '' where they can."
+    if job.features and row.windows: return "it needs all windows, and published features are of frames"
     lost = [name for name, value in row.changes.items() if getattr(job, name) != value]
     if not job.features or "spatial" not in lost: return ""
     return f"spatial={row.changes['spatial']!r} needs videos, and published features are of whole frames"
@@ -104,7 +110,7 @@ def labels_of(benchmark: Benchmark) -> dict[str, bool]:
     return {item.id: item.is_abnormal for item in benchmark.test}
 
 
-def opened(job: TrainJob) -> Ground:
+def opened(job: TrainJob, windows: bool = False) -> Ground:     # windows: all of them are kept
     "The job's benchmark, and what its features are. Raises ValueError."
     clip = load_backbone(job)
     benchmark = released_benchmark(
@@ -112,7 +118,8 @@ def opened(job: TrainJob) -> Ground:
         job.frame_counts, clip.dim)[0] if job.features else open_benchmark(job)
     tested = benchmark.test if benchmark.frame_labels else ()
     truths = {item.id: benchmark.ground_truth(item.id) for item in tested}
-    return Ground(benchmark, feature_settings(job, clip), torch.device(clip.device).type, truths)
+    settings = feature_settings(job, clip, keep_windows=windows)
+    return Ground(benchmark, settings, torch.device(clip.device).type, truths)
 
 
 def file_hash(path: str | Path) -> str:     # '' for ''
@@ -214,35 +221,58 @@ def when_report(scores: dict[str, np.ndarray], truths: dict, labels: dict[str, b
 
 def trained(cell: Cell, data: Data) -> tuple[dict, dict]:     # tensors, values
     "A cell with a seed: fitted, scored, evaluated. A training that was stopped goes on."
-    checkpoint = cell.path.with_suffix(".training.pt")
-    fitted = fit(cell.job, data, checkpoint=checkpoint, make=cell.row.make, progress=False,
-                         **cell.row.learning)
+    row, checkpoint = cell.row, cell.path.with_suffix(".training.pt")
+    more = {"checkpoint": checkpoint, "make": row.make, "progress": False, **row.learning}
+    fitted = row.fitting(cell.job, data, **more)
     scored = score(fitted, data)
     report = when_report(scored.frames, data.truths, labels_of(data.benchmark))
     tensors, videos = pack_scores(scored.frames)
-    return tensors, {"videos": videos, "gate": scored.gate, "report": report.to_dict(),
-                     "last_epoch": last_epoch(fitted, data), "best_epoch": fitted.history.best_epoch}
+    last = last_epoch(fitted, data) if row.fitting is fit else {}     # fitted at once: there are no epochs
+    values = {"videos": videos, "gate": scored.gate, "report": report.to_dict(), "last_epoch": last,
+              "best_epoch": fitted.history.best_epoch}
+    if row.where is None or not annotated_frames(data.truths): return tensors, values
+    found = row.where(cell.job, data, fitted)
+    places, videos = pack_places(found)
+    return tensors | places, values | {"places": {"videos": videos, "threshold": found.threshold}}
 
 
 def placed(cell: Cell, data: Data) -> tuple[dict, dict]:     # tensors, values
     "A row's localization on the evaluated frames."
-    tensors, videos = pack_places(locate(cell.job, data, **cell.row.located))
-    return tensors, {"videos": videos}
+    found = cell.row.locating(cell.job, data, **cell.row.located)
+    tensors, videos = pack_places(found)
+    return tensors, {"videos": videos, "threshold": found.threshold}
+
+# %% ../nbs/25b_cells.ipynb #facts0
+def call_in_words(value: Any) -> Any:
+    "A function or class by its name, a partial by its function's and its arguments'; else the value."
+    if not isinstance(value, partial):
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else value
+    named = {name: call_in_words(one) for name, one in sorted(value.keywords.items())}
+    ordered = [call_in_words(one) for one in value.args]
+    return {"function": call_in_words(value.func), "in order": ordered, "by name": named}
+
+
+def functions_in(value: Any) -> list[Callable]:
+    "The functions and classes that it names."
+    if not isinstance(value, partial): return [value] if hasattr(value, "__qualname__") else []
+    parts = value.func, *value.args, *value.keywords.values()
+    return [one for part in parts for one in functions_in(part)]
 
 # %% ../nbs/25b_cells.ipynb #c021
 def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     "JSON of what a cell rests on; a job that looks at other videos has another ground."
     known, trains = ground.benchmark, seed is not None
-    names = names_of(Training) if trains else names_of(Localization)
+    names = names_of(*([Training] if trains else []), *([Localization] if row.where or not trains else []))
     facts = {"parameters": {name: getattr(job, name) for name in names},
              "benchmark": [known.name, known.sha256], "crops": job.crops if job.features else 0,
              "lengths": file_hash(job.frame_counts), "features": json.loads(ground.settings.as_json()),
              "device": ground.device, "phrases": file_hash(PHRASES)}
-    code = partial(code_hash, prepare, f"stprompt.cells:{'trained' if trains else 'placed'}")
-    if trains:
-        facts |= {"seed": seed, "make": f"{row.make.__module__}.{row.make.__qualname__}",
-                  "learning": dict(row.learning), "code": code(row.make)}
-    else: facts |= {"located": dict(row.located), "code": code()}
+    asked = ("make", "fitting", "where") if trains else ("locating",)
+    calls = {name: getattr(row, name) for name in asked}
+    facts |= {"seed": seed, "learning": dict(row.learning)} if trains else {"located": dict(row.located)}
+    roots = (prepare, with_windows, f"stprompt.cells:{'trained' if trains else 'placed'}")
+    facts |= {name: call_in_words(call) for name, call in calls.items()}
+    facts |= {"code": code_hash(*roots, *(one for call in calls.values() for one in functions_in(call)))}
     return json.dumps(plain(facts, "a cell's facts"), sort_keys=True)
 
 
@@ -258,13 +288,14 @@ def cells_of(
     rows: Sequence[Row],
     seeds: Sequence[int],
     folder: Path,
-) -> tuple[dict[TrainJob, Ground], dict[tuple[str, int | None], Cell], dict[str, str]]:
+) -> tuple[dict[tuple[TrainJob, bool], Ground], dict[tuple[str, int | None], Cell], dict[str, str]]:
     "The grounds, {(row, seed or None): cell}, and {row: why it is not possible}. Raises ValueError."
     grounds, cells, left_out = {}, {}, {}
     for row in rows:
         own, source = row_job(job, row), data_job(job, row)
         if why := not_possible(own, row): left_out[row.name] = why
-        ground = grounds[source] = grounds.get(source) or opened(source)
+        features = source, row.windows
+        ground = grounds[features] = grounds.get(features) or opened(*features)
         boxes = row.located is not None and bool(annotated_frames(ground.truths))
         for seed in [] if why else [*([None] if boxes else []), *seeds]:
             seeded = dataclasses.replace(own, seed=own.seed if seed is None else seed)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UNSET', 'TABLES', 'FAITHFUL', 'ALSO', 'filled', 'JobError', 'Sampling', 'Training', 'Localization', 'TrainJob',
            'papers_values', 'settings_table', 'departures', 'Data', 'feature_settings', 'same_lengths', 'check_splits',
-           'from_videos', 'from_published', 'check_out', 'out_folder', 'prepare', 'benchmark_name', 'own_out',
-           'files_in', 'Fitted', 'new_model', 'validator', 'interruption', 'fit', 'Scored', 'score', 'searched',
-           'evaluated_frames', 'Located', 'new_localizer', 'locate_in', 'locate', 'evaluate', 'last_epoch',
+           'from_videos', 'from_published', 'check_out', 'out_folder', 'prepare', 'with_windows', 'benchmark_name',
+           'own_out', 'files_in', 'Fitted', 'new_model', 'validator', 'interruption', 'fit', 'Scored', 'score',
+           'searched', 'evaluated_frames', 'Located', 'new_localizer', 'locate_in', 'locate', 'evaluate', 'last_epoch',
            'training_file', 'known_facts', 'save_detector', 'record']
 
 # %% ../nbs/24_experiments.ipynb #c003
@@ -282,6 +282,15 @@ def prepare(job: TrainJob) -> Data:
     check_out(job)
     return from_published(job) if job.features else from_videos(job)
 
+# %% ../nbs/24_experiments.ipynb #c021b
+def with_windows(job: TrainJob, data: Data) -> Data:
+    "The same data with features that hold all windows, extracted into a store of their own or found."
+    settings = feature_settings(job, data.clip, keep_windows=True)
+    store = FeatureStore(store_folder(data.benchmark, settings, job.root), settings)
+    summary = settled(extract(data.benchmark.items(), data.clip, store))
+    features = load_all(data.benchmark.items(), store)
+    return dataclasses.replace(data, features=features, settings=settings, summary=summary)
+
 # %% ../nbs/24_experiments.ipynb #c023
 def benchmark_name(job: Source) -> str:
     "What a job's benchmark is called, known before it is opened."
@@ -426,6 +435,7 @@ class Located:
     heats: dict[str, tuple]                    # {id: (frame, uint8 [H, W, 3], float [H, W])}, one a video
     samples: dict[str, tuple]                  # {id: heat and truth of pixels}, for patch AUC
     frames: dict[str, np.ndarray]              # {id: int [n]}, the evaluated frames
+    threshold: float | None = None             # of the boxes, where it was chosen on the way
 
     def __repr__(self) -> str:
         count = sum(len(boxes) for frames in self.boxes.values() for boxes in frames.values())
@@ -490,13 +500,13 @@ def training_file(out: str | Path) -> Path:
     return project_root()/out/"training.pt"
 
 
-def known_facts(job: TrainJob, data: Data) -> dict[str, Any]:     # fields of RunRecord
-    "What a record says of the job and its data."
+def known_facts(job: TrainJob, data: Data, row: str = "STPrompt") -> dict[str, Any]:     # of RunRecord
+    "What a record says of the job and its data; the row is that of the paper's table."
     benchmark, table = data.benchmark, TABLES.get(job.dataset, ("", ""))[1]
     held = f"{len(benchmark.validation)} of {len(benchmark.validation + benchmark.train)} {data.unit}"
     return {"parameters": asdict(job), "clip": data.clip.identity,
             "benchmark": {"name": benchmark.name, "sha256": benchmark.sha256, "classes": benchmark.classes},
-            "paper": f"{table}, row STPrompt" if table else "",
+            "paper": f"{table}, row {row}" if table else "",
             "selected_on": f"video AUC of the validation split, {held} to learn from" if validator(data)
             else "nothing: the last epoch, trained on all videos to learn from"}
 
@@ -535,11 +545,12 @@ def record(
             "threshold": scored.gate, "departures": departures(job), "precision": data.clip.precision,
             "extraction": {"videos_made": len(summary.done), "seconds": summary.seconds},
             "training_seconds": float(sum(history.seconds)), "history": history.rows()}
-    title = ", ".join(filter(None, [f"STPrompt on {data.benchmark.name}", fitted.unfinished]))
+    method = type(fitted.model).__name__
+    title = ", ".join(filter(None, [f"{method} on {data.benchmark.name}", fitted.unfinished]))
     kept = make_record(title, {job.seed: report}, started=data.started,
                        more=more,
-                       notebook=project_root()/"nbs"/"train.ipynb", **known_facts(job, data))
+                       notebook=project_root()/"nbs"/"train.ipynb", **known_facts(job, data, method))
     save_detector(Path(out)/"model", job, data, fitted, scored, report)
-    write_record(out, kept, TABLES.get(job.dataset, (None,))[0])
+    write_record(out, kept, TABLES.get(job.dataset, (None,))[0] if method == "STPrompt" else None)
     if not fitted.unfinished: training_file(out).unlink(missing_ok=True)
     return files_in(out)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORES', 'TAKEN', 'duration', 'without_features', 'side_by_side', 'SweepPlan', 'seconds_left', 'check_sweep', 'plan',
            'data_of', 'own_gpu', 'on_one_thread', 'is_alive', 'make_cell', 'is_kept', 'memory_of', 'that_fit',
-           'answers', 'make_all', 'TrainedCell', 'Results', 'collect', 'sweep']
+           'answers', 'make_all', 'TrainedCell', 'Results', 'kept_place', 'collect', 'sweep']
 
 # %% ../nbs/25b_grid.ipynb #c003
 import dataclasses
@@ -38,7 +38,7 @@ from stprompt.cells import (
     write_cell,
 )
 from .datasets import GroundTruth
-from .experiments import Data, Located, TrainJob, prepare
+from .experiments import Data, Located, TrainJob, prepare, with_windows
 from .features import FeatureStore, process, store_folder
 from .files import Claims, cache_dir
 from .metrics import Report, annotated_frames
@@ -77,7 +77,7 @@ class SweepPlan:
     seeds: tuple[int, ...]
     cells: dict[tuple[str, int | None], Cell]     # {(row, seed), or (row, None) for its localization}
     found: dict[str, tuple[dict, dict]]           # {name of a cell: its tensors and values}
-    grounds: dict[TrainJob, Ground]
+    grounds: dict[tuple[TrainJob, bool], Ground]     # {(source, with all windows)}
     left_out: dict[str, str]                      # {row: why}
     edited: tuple[str, ...]                       # files that are not used, a sentence each
     processes: int                                # side by side, at most
@@ -95,8 +95,8 @@ class SweepPlan:
     @property
     def notes(self) -> list[str]:
         "What is not as it was asked for, a sentence each."
-        located, name = any(row.located is not None for row in self.rows), self.ground.benchmark.name
-        boxes = annotated_frames(self.ground.truths)
+        located = any(row.located is not None or row.where for row in self.rows)
+        name, boxes = self.ground.benchmark.name, annotated_frames(self.ground.truths)
         return [*(f"row {row!r} is left out: {why}" for row, why in self.left_out.items()), *self.edited,
                 *([f"{name} has no boxes: localization is left out"] if located and not boxes else []),
                 *([] if self.ground.truths else [f"{name} has one label a video: video AUC, not frame AUC"])]
@@ -163,9 +163,10 @@ TAKEN = "another sweep makes it"
 
 
 @lru_cache(maxsize=1)
-def data_of(source: TrainJob) -> Data:
+def data_of(source: TrainJob, windows: bool = False) -> Data:     # windows: all of them are kept
     "The job's Data, read once a process."
-    return prepare(source)
+    data = prepare(source)
+    return with_windows(source, data) if windows else data
 
 
 def own_gpu(job: TrainJob) -> TrainJob:
@@ -202,7 +203,7 @@ def make_cell(
         if is_kept(cell): return cell.name, ""
         with on_one_thread():
             make = placed if cell.seed is None else trained
-            tensors, values = make(cell, data_of(own_gpu(cell.source)))
+            tensors, values = make(cell, data_of(own_gpu(cell.source), cell.row.windows))
         made = {"started": start, "seconds": time.time() - start, "code": code_identity()}
         write_cell(cell, tensors, values | made | {"machine": machine()})
         said = ""
@@ -222,7 +223,7 @@ def memory_of(data: Data) -> int:
     "Bytes that a process holds of a job's features, about."
     if not isinstance(data.features, dict):     # published ones are read when asked for
         return 4 * data.clip.dim * sum(data.length(item.id) for item in data.benchmark.train)
-    held = [(one.frame, one.motion, *one.aggregates.values()) for one in data.features.values()]
+    held = [(one.frame, one.motion, one.windows, *one.aggregates.values()) for one in data.features.values()]
     return sum(x.nbytes for tensors in held for x in tensors if x is not None)
 
 
@@ -245,8 +246,10 @@ def answers(cells: Sequence[Cell], processes: int) -> Iterator[tuple[str, str]]:
 
 def make_all(cells: dict[str, Cell], processes: int, bar: Bar) -> dict[str, str]:
     "Makes cells of one extraction, or waits for those that another sweep makes; {name: why it cannot be}."
-    source, failed, left = next(iter(cells.values())).source, {}, dict(cells)
-    if (processes := that_fit(processes, data_of(source))) > 1: data_of.cache_clear()
+    first, failed, left = next(iter(cells.values())), {}, dict(cells)
+    data = data_of(first.source, first.row.windows)
+    if (processes := that_fit(processes, data)) > 1: data_of.cache_clear()
+    del data
     while left:
         for name, said in answers(list(left.values()), processes):
             if said == TAKEN: continue
@@ -263,8 +266,9 @@ class TrainedCell:
     scores: dict[str, np.ndarray]     # {id: float64 [n_frames]} of the test videos
     gate: float                       # of TIoU
     report: Report                    # when; where, it is measured with the row's localization
-    last: dict[str, float]            # headline metric of the last epoch
+    last: dict[str, float]            # headline metric of the last epoch; {}: fitted at once
     seconds: float
+    place: Located | None = None      # where, if the trained model says it
 
 
 @dataclass(frozen=True, repr=False)
@@ -280,6 +284,10 @@ class Results:
         "Of the test videos; {} where labels are per video only."
         return self.plan.ground.truths
 
+    def place_of(self, row: str, seed: int) -> Located | None:
+        "Where, by the row's localizer or by this seed's model; None: it was not asked."
+        return self.places.get(row) or self.trained[row, seed].place
+
     @property
     def notes(self) -> list[str]:
         "What is not as it was asked for, a sentence each."
@@ -292,6 +300,11 @@ class Results:
         return "\n".join([done, *self.notes])
 
 
+def kept_place(tensors: Mapping[str, np.ndarray], values: Mapping) -> Located:     # of a cell
+    "What a cell holds of where, with the threshold of its boxes."
+    return dataclasses.replace(unpack_places(tensors, values["videos"]), threshold=values["threshold"])
+
+
 def collect(plan: SweepPlan, failed: Mapping[str, str] | None = None) -> Results:     # {name of a cell: why}
     "What is there, read; nothing is made."
     failed, cells, places, missing = failed or {}, {}, {}, {}
@@ -299,10 +312,11 @@ def collect(plan: SweepPlan, failed: Mapping[str, str] | None = None) -> Results
         if cell.name not in plan.found: missing[row, seed] = failed.get(cell.name, "it was never made")
         else:
             tensors, values = plan.found[cell.name]
-            if seed is None: places[row] = unpack_places(tensors, values["videos"])
+            if seed is None: places[row] = kept_place(tensors, values)
             else: cells[row, seed] = TrainedCell(
                 unpack_scores(tensors, values["videos"]), values["gate"], Report(**values["report"]),
-                values["last_epoch"], values["seconds"])
+                values["last_epoch"], values["seconds"],
+                kept_place(tensors, values["places"]) if "places" in values else None)
     return Results(plan, cells, places, missing)
 
 # %% ../nbs/25b_grid.ipynb #c019
@@ -320,8 +334,8 @@ def sweep(
     place.mkdir(parents=True, exist_ok=True)
     with Bar(total=total, initial=total - len(todo), desc="cells", unit="cell", disable=not todo) as bar:
         try:
-            for source in dict.fromkeys(cell.source for cell in todo.values()):
-                mine = {name: cell for name, cell in todo.items() if cell.source == source}
+            for features in dict.fromkeys((cell.source, cell.row.windows) for cell in todo.values()):
+                mine = {name: one for name, one in todo.items() if (one.source, one.row.windows) == features}
                 failed |= make_all(mine, asked.processes, bar)
         except KeyboardInterrupt:
             done = total - len(todo) + sum(map(is_kept, todo.values()))

@@ -77,7 +77,7 @@ class Method:
     make: Callable | None = None          # (job, data) -> an untrained detector; None: cited only
     settings: Callable = as_the_job       # dataset -> fields of LearnerOptions instead of the job's
     fitting: Callable = fit               # experiments.fit, or fit_at_once
-    windows: bool = False                 # it needs features with all windows (baselines.with_windows)
+    windows: bool = False                 # it needs features with all windows (experiments.with_windows)
 
     def fit(self, job: TrainJob, data: Data, **more: Any) -> Fitted:     # of experiments.fit
         "The row, fitted to the training split. Raises JobError of a row that is cited only."

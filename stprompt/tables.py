@@ -11,7 +11,7 @@ __all__ = ['COMPARED_IN_TABLES', 'RowDraws', 'PaperValues', 'SURE', 'reports_of'
 # %% ../nbs/25b_tables.ipynb #c003
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,9 +44,10 @@ from .text import escaped
 # %% ../nbs/25b_tables.ipynb #c006
 def reports_of(results: Results, row: str) -> dict[int, Report]:
     "{seed: everything that the labels and a row's cells allow}, for the seeds that are there."
-    found, place = {}, results.places.get(row)
+    found = {}
     for seed in results.plan.seeds:
         if (one := results.trained.get((row, seed))) is None: continue
+        place = results.place_of(row, seed)
         found[seed] = one.report if place is None else frame_report(
             one.scores, results.truths, place.boxes, place.samples, place.frames, one.gate)
     return found
@@ -75,10 +76,11 @@ def measured(results: Results, row: str, metric: str, ids: Sequence[str]) -> Row
     "A row's metric on some videos, of each seed that is there; {} where it has no such metric."
     if metric not in COMPARED_IN_TABLES:
         raise ResultError(f"metric={metric!r}: choose one of {', '.join(COMPARED_IN_TABLES)}")
-    names, place, found = sorted(ids), results.places.get(row), {}
-    if place is None and metric in ("mean_iou", "tiou"): return {}
+    names, found = sorted(ids), {}
     for seed in results.plan.seeds:
         if (one := results.trained.get((row, seed))) is None: continue
+        place = results.place_of(row, seed)
+        if place is None and metric in ("mean_iou", "tiou"): continue
         if metric == "frame_auc":
             found[seed] = ranked(*({id: what[id] for id in names} for what in (one.scores, results.truths)))
         elif metric == "video_auc":
@@ -292,9 +294,9 @@ def table_text(title: str, results: Results, parts: Mapping[str, pd.DataFrame], 
     return "\n\n".join(lines) + "\n"
 
 
-def facts_in(results: Results) -> dict[str, Any]:
+def facts_in(results: Results, by: Sequence[Callable] = ()) -> dict[str, Any]:     # by: further tables' code
     "What a metrics.json says of a sweep's cells."
-    asked, ground = results.plan, results.plan.ground
+    asked, ground, own = results.plan, results.plan.ground, ("table", "table_by_size", "claims")
     there = {one: cell.name for one, cell in asked.cells.items() if cell.name in asked.found}
     made = [asked.found[name][1] for name in dict.fromkeys(there.values())]
     first = datetime.fromtimestamp(min((one["started"] for one in made), default=0), timezone.utc)
@@ -303,7 +305,7 @@ def facts_in(results: Results) -> dict[str, Any]:
         "clip": ground.settings.clip, "parameters": asdict(asked.job), "seeds": asked.seeds,
         "cells": {f"{row}, {'localization' if seed is None else f'seed {seed}'}": name
                   for (row, seed), name in there.items()},
-        "made_by": code_hash(*(f"stprompt.tables:{name}" for name in ("table", "table_by_size", "claims"))),
+        "made_by": code_hash(*(f"stprompt.tables:{name}" for name in own), *by),
         "missing": results.notes, "seconds": round(sum(one["seconds"] for one in made), 1),
         "started": first.isoformat(timespec="seconds")}
 
@@ -315,6 +317,7 @@ def record_tables(
     parts: Mapping[str, pd.DataFrame],     # {heading: table}, the main one first
     paper: str = "",                       # "Table 4"
     notebook: str | Path | None = None,    # that made it
+    by: Sequence[Callable] = (),           # functions that made tables, beside those of this page
 ) -> Path:
     "Writes metrics.json and table.md of a sweep, sealed. Raises ResultError."
     out, first = project_root()/out, next(iter(parts.values()))
@@ -322,7 +325,7 @@ def record_tables(
     page = table_text(title, results, parts, known)
     rare = [METRIC_NAMES[name] for name in METRIC_NAMES if name not in COMPARED_IN_TABLES]
     short = [name for name in first if name not in rare]     # what the index shows
-    values = plain(known | facts_in(results) | {
+    values = plain(known | facts_in(results, by) | {
         "rows": first[short].to_dict("records"),
         "tables": {name: found.to_dict("records") for name, found in parts.items()},
         "table_sha256": hashlib.sha256(page.encode()).hexdigest()}, "metrics.json")

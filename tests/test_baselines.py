@@ -22,7 +22,6 @@ from stprompt.baselines import (
     new_baseline,
     real_frames,
     top_weights,
-    with_windows,
 )
 from stprompt.context import CLIPTSA, MultiScale, ShakenTop
 from stprompt.datasets import Benchmark, VideoItem
@@ -36,6 +35,7 @@ from stprompt.experiments import (
     fit,
     last_epoch,
     score,
+    with_windows,
 )
 from stprompt.features import FeatureError, Summary, VideoFeatures
 from stprompt.learner import LearnerError, LearnerOptions, Trainer, class_scores, score_video, train_model
