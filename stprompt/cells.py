@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GridError', 'Row', 'names_of', 'row_job', 'not_possible', 'Ground', 'labels_of', 'opened', 'file_hash', 'Cell',
            'pack_scores', 'unpack_scores', 'pack_places', 'unpack_places', 'digest_of', 'write_cell', 'read_cell',
-           'when_report', 'trained', 'placed', 'facts_of', 'data_job', 'cells_of']
+           'when_report', 'trained', 'placed', 'in_words', 'functions_in', 'facts_of', 'data_job', 'cells_of']
 
 # %% ../nbs/25b_cells.ipynb #c003
 import dataclasses
@@ -58,9 +58,10 @@ class Row:
     "One line of a table."
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)      # of the job's parameters
-    make: Callable = new_model                                    # (job, data) -> an untrained detector
+    make: Callable = new_model             # (job, data) -> an untrained detector; or a partial of a function
     learning: Mapping[str, Any] = field(default_factory=dict)     # fields of LearnerOptions, not the job's
     located: Mapping[str, Any] | None = None     # fields of LocalizerOptions, not the job's; None: not asked
+    measure: Callable | None = None              # (scored, data) -> {name: number}, kept in the cell
 
 
 def names_of(*kinds: type) -> list[str]:     # dataclasses
@@ -221,7 +222,8 @@ def trained(cell: Cell, data: Data) -> tuple[dict, dict]:     # tensors, values
     report = when_report(scored.frames, data.truths, labels_of(data.benchmark))
     tensors, videos = pack_scores(scored.frames)
     return tensors, {"videos": videos, "gate": scored.gate, "report": report.to_dict(),
-                     "last_epoch": last_epoch(fitted, data), "best_epoch": fitted.history.best_epoch}
+                     "last_epoch": last_epoch(fitted, data), "best_epoch": fitted.history.best_epoch,
+                     **({"measured": cell.row.measure(scored, data)} if cell.row.measure else {})}
 
 
 def placed(cell: Cell, data: Data) -> tuple[dict, dict]:     # tensors, values
@@ -230,6 +232,21 @@ def placed(cell: Cell, data: Data) -> tuple[dict, dict]:     # tensors, values
     return tensors, {"videos": videos}
 
 # %% ../nbs/25b_cells.ipynb #c021
+def in_words(value: Any) -> Any:
+    "A function or class by its name, a partial by its function's and its arguments'; else the value."
+    if not isinstance(value, partial):
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else value
+    arguments = {name: in_words(one) for name, one in sorted(value.keywords.items())}
+    return {"function": in_words(value.func), "in order": [*map(in_words, value.args)], "by name": arguments}
+
+
+def functions_in(value: Any) -> list[Callable]:
+    "The functions and classes that it names."
+    if not isinstance(value, partial): return [value] if hasattr(value, "__qualname__") else []
+    parts = value.func, *value.args, *value.keywords.values()
+    return [one for part in parts for one in functions_in(part)]
+
+# %% ../nbs/25b_cells.ipynb #c023
 def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     "JSON of what a cell rests on; a job that looks at other videos has another ground."
     known, trains = ground.benchmark, seed is not None
@@ -240,8 +257,10 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
              "device": ground.device, "phrases": file_hash(PHRASES)}
     code = partial(code_hash, prepare, f"stprompt.cells:{'trained' if trains else 'placed'}")
     if trains:
-        facts |= {"seed": seed, "make": f"{row.make.__module__}.{row.make.__qualname__}",
-                  "learning": dict(row.learning), "code": code(row.make)}
+        calls = {"make": row.make} | ({"measure": row.measure} if row.measure else {})
+        facts |= {"seed": seed, "learning": dict(row.learning)}
+        facts |= {name: in_words(call) for name, call in calls.items()}
+        facts |= {"code": code(*(one for call in calls.values() for one in functions_in(call)))}
     else: facts |= {"located": dict(row.located), "code": code()}
     return json.dumps(plain(facts, "a cell's facts"), sort_keys=True)
 
