@@ -224,7 +224,8 @@ def draw_heats(
         print("no heat maps drawn: this benchmark has labels per video only, "
               "so there are no boxes to compare them with")
         return None
-    figure, axes = plt.subplots(len(items), 2, figsize=(6, 2.3 * len(items)), squeeze=False)
+    width = 8 if titles else 6     # inches: titles of one's own are longer
+    figure, axes = plt.subplots(len(items), 2, figsize=(width, .38 * width * len(items)), squeeze=False)
     for pair, item in zip(axes, items):
         frame, image, heat = found.heats[item.id]
         actual = data.truths[item.id].boxes.get(frame, ())
@@ -250,13 +251,9 @@ def draw_sizes(
     left.set_xlim(left=0)
     left.legend(frameon=False, fontsize=7, ncols=1 + len(frames) // 9)
     right.hist(100 * np.asarray(videos), 20, color=COLORS["truth"], alpha=.5)
-    top = right.get_ylim()[1]
     for bound in bounds: right.axvline(100 * bound, color=COLORS["floor"], ls="--", lw=1)
-    low, high = right.get_xlim()
-    for name, place in zip(("small", "medium", "large"), np.convolve([low, *(100 * np.array(bounds)), high],
-                                                                     [.5, .5], "valid")):
-        right.text(place, top, name, ha="center", va="bottom", fontsize=8)
-    right.set(xlabel="percent of the frame covered, mean of a video", ylabel="videos")
+    right.set(xlabel="percent of the frame covered, mean of a video", ylabel="videos",
+              title="small to {:.1f} %, medium to {:.1f} %, large above".format(*(100 * np.array(bounds))))
     figure.tight_layout()
     return figure
 
