@@ -224,7 +224,7 @@ def draw_heats(
         print("no heat maps drawn: this benchmark has labels per video only, "
               "so there are no boxes to compare them with")
         return None
-    width = 8 if titles else 6     # inches: titles of one's own are longer
+    width = 7 if titles else 6     # inches: titles of one's own are longer
     figure, axes = plt.subplots(len(items), 2, figsize=(width, .38 * width * len(items)), squeeze=False)
     for pair, item in zip(axes, items):
         frame, image, heat = found.heats[item.id]
@@ -269,8 +269,8 @@ def draw_points(
     for ax, (title, (points, stars)) in zip(axes[0], panels.items()):
         for n, name in enumerate(names):
             color = palette[n % len(palette)]
-            ax.scatter(*points[kinds == n].T, s=8, color=color, alpha=.6, lw=0, label=one_line(name))
-            ax.scatter(*stars[n], s=150, marker="*", color=color, ec="black", lw=.8, zorder=3)
+            ax.scatter(*points[kinds == n].T, s=14, color=color, alpha=.6, lw=0, label=one_line(name))
+            ax.scatter(*stars[n], s=110, marker="*", color=color, ec="black", lw=.8, zorder=3)
         ax.set(xticks=[], yticks=[])
         _name(ax, title)
     axes[0, -1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, .5))
