@@ -66,6 +66,7 @@ class Row:
     windows: bool = False                        # its features hold all windows
     locating: Callable = locate                  # (job, data, **located) -> Located
     where: Callable | None = None                # (job, data, fitted) -> Located, by the trained model
+    measure: Callable | None = None              # (scored, data) -> {name: number}, kept in the cell
 
 
 def names_of(*kinds: type) -> list[str]:     # dataclasses
@@ -229,7 +230,8 @@ def trained(cell: Cell, data: Data) -> tuple[dict, dict]:     # tensors, values
     tensors, videos = pack_scores(scored.frames)
     last = last_epoch(fitted, data) if row.fitting is fit else {}     # fitted at once: there are no epochs
     values = {"videos": videos, "gate": scored.gate, "report": report.to_dict(), "last_epoch": last,
-              "best_epoch": fitted.history.best_epoch}
+              "best_epoch": fitted.history.best_epoch,
+              **({"measured": row.measure(scored, data)} if row.measure else {})}
     if row.where is None or not annotated_frames(data.truths): return tensors, values
     found = row.where(cell.job, data, fitted)
     places, videos = pack_places(found)
@@ -258,7 +260,7 @@ def functions_in(value: Any) -> list[Callable]:
     parts = value.func, *value.args, *value.keywords.values()
     return [one for part in parts for one in functions_in(part)]
 
-# %% ../nbs/25b_cells.ipynb #c021
+# %% ../nbs/25b_cells.ipynb #c023
 def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     "JSON of what a cell rests on; a job that looks at other videos has another ground."
     known, trains = ground.benchmark, seed is not None
@@ -267,7 +269,7 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
              "benchmark": [known.name, known.sha256], "crops": job.crops if job.features else 0,
              "lengths": file_hash(job.frame_counts), "features": json.loads(ground.settings.as_json()),
              "device": ground.device, "phrases": file_hash(PHRASES)}
-    asked = ("make", "fitting", "where") if trains else ("locating",)
+    asked = ("make", "fitting", "where", "measure") if trains else ("locating",)
     calls = {name: getattr(row, name) for name in asked}
     facts |= {"seed": seed, "learning": dict(row.learning)} if trains else {"located": dict(row.located)}
     roots = (prepare, with_windows, f"stprompt.cells:{'trained' if trains else 'placed'}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'style', 'save_figure', 'draw_curve', 'draw_boxes', 'draw_localization', 'draw_metrics', 'LivePlot',
-           'draw_losses', 'examples', 'draw_curves', 'draw_heats']
+           'draw_losses', 'examples', 'draw_curves', 'draw_heats', 'draw_sizes', 'draw_points']
 
 # %% ../nbs/22b_figures.ipynb #c002
 import io
@@ -215,17 +215,64 @@ def draw_curves(
 def draw_heats(
     found: Any,      # .heats {id: (frame, image, heat)}, .boxes {id: {frame: float [n, 5]}}
     data: Any,       # .benchmark, .truths
+    titles: dict[str, str] | None = None,     # {id: title} of the videos to draw; None: one a class
 ) -> Figure | None:
-    "Heat map and boxes of one abnormal test video a class; says so where a benchmark has no boxes."
-    items = [item for item in examples(data) if item.id in found.heats]
+    "Heat map and boxes of some abnormal test videos; says so where a benchmark has no boxes."
+    items = examples(data) if titles is None else [data.benchmark.item(id) for id in titles]
+    items = [item for item in items if item.id in found.heats]
     if not items:
         print("no heat maps drawn: this benchmark has labels per video only, "
               "so there are no boxes to compare them with")
         return None
-    figure, axes = plt.subplots(len(items), 2, figsize=(6, 2.3 * len(items)), squeeze=False)
+    width = 7 if titles else 6     # inches: titles of one's own are longer
+    figure, axes = plt.subplots(len(items), 2, figsize=(width, .38 * width * len(items)), squeeze=False)
     for pair, item in zip(axes, items):
         frame, image, heat = found.heats[item.id]
-        actual, title = data.truths[item.id].boxes.get(frame, ()), f"{item.id}, frame {frame}"
+        actual = data.truths[item.id].boxes.get(frame, ())
+        title = (titles or {}).get(item.id, f"{item.id}, frame {frame}")
         draw_localization(image, heat, found.boxes[item.id][frame], actual, title, pair)
+    figure.tight_layout()
+    return figure
+
+# %% ../nbs/22b_figures.ipynb #c028
+def draw_sizes(
+    frames: dict[str, np.ndarray],      # {class: float [n] in [0, 1]} covered share of each frame with a box
+    videos: np.ndarray,                 # float [m] mean share of each video
+    bounds: tuple[float, float],        # highest share of the small, and of the medium anomalies
+) -> Figure:
+    "Cumulative curves by class and a histogram of videos with its terciles (Figure 1)."
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), dpi=80)
+    palette = plt.get_cmap("tab20").colors
+    for n, (name, shares) in enumerate({**frames, "all": np.concatenate([*frames.values()])}.items()):
+        look = {"color": "black", "lw": 2} if name == "all" else {"color": palette[n % 20], "lw": 1}
+        x = 100 * np.sort(shares)
+        left.step(x, 100 * np.arange(1, len(x) + 1) / len(x), where="post", label=one_line(name), **look)
+    left.set(xlabel="percent of the frame covered", ylabel="percent of annotated frames", ylim=(0, 101))
+    left.set_xlim(left=0)
+    left.legend(frameon=False, fontsize=7, ncols=1 + len(frames) // 9)
+    right.hist(100 * np.asarray(videos), 20, color=COLORS["truth"], alpha=.5)
+    for bound in bounds: right.axvline(100 * bound, color=COLORS["floor"], ls="--", lw=1)
+    right.set(xlabel="percent of the frame covered, mean of a video", ylabel="videos",
+              title="small to {:.1f} %, medium to {:.1f} %, large above".format(*(100 * np.array(bounds))))
+    figure.tight_layout()
+    return figure
+
+# %% ../nbs/22b_figures.ipynb #c031
+def draw_points(
+    panels: dict[str, tuple[np.ndarray, np.ndarray]],     # {title: (float [n, 2], stars float [C, 2])}
+    kinds: np.ndarray,            # int [n], the class of each point
+    names: list[str],             # of the C classes
+) -> Figure:
+    "Points and stars by class, panel beside panel (VadCLIP's Figure 3)."
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), dpi=80, squeeze=False)
+    palette = [COLORS["floor"], *plt.get_cmap("tab20").colors[::2], *plt.get_cmap("tab20").colors[1::2]]
+    for ax, (title, (points, stars)) in zip(axes[0], panels.items()):
+        for n, name in enumerate(names):
+            color = palette[n % len(palette)]
+            ax.scatter(*points[kinds == n].T, s=14, color=color, alpha=.6, lw=0, label=one_line(name))
+            ax.scatter(*stars[n], s=110, marker="*", color=color, ec="black", lw=.8, zorder=3)
+        ax.set(xticks=[], yticks=[])
+        _name(ax, title)
+    axes[0, -1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, .5))
     figure.tight_layout()
     return figure
