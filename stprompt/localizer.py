@@ -6,11 +6,11 @@
 __all__ = ['NormalQueries', 'Phrases', 'HeatMethod', 'SpreadMode', 'Scales', 'BOX_THRESHOLDS', 'BACKGROUND', 'Labels',
            'LocalizerError', 'LocalizerOptions', 'Queries', 'make_queries', 'eq11', 'spread_matrix', 'spread_map',
            'fuse', 'heat_boxes', 'pixel_motion', 'background_frames', 'median_of', 'moving_mean', 'refined',
-           'labels_at', 'phrase_owners', 'phrases_heard', 'window_heat', 'input_side', 'stretches', 'pictures_at',
-           'Localizer']
+           'labels_at', 'phrase_owners', 'phrases_heard', 'asker', 'window_heat', 'input_side', 'stretches',
+           'pictures_at', 'Localizer']
 
 # %% ../nbs/20_localizer.ipynb #c003
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -279,6 +279,17 @@ def phrases_heard(
         f"phrases='predicted': there are no sentences of the class {unknown[0]!r}, only of "
         f"{', '.join(owners)}; take phrases='all'")
     return torch.stack([owners[label] for label in labels])
+
+# %% ../nbs/20_localizer.ipynb #b876644
+def asker(
+    clip: FrozenCLIP,
+    classes: dict[str, str] | list[str],     # as make_queries takes them
+    options: LocalizerOptions,               # normal, tau
+) -> Callable:                               # windows float [..., D] -> eq. 11 of each, float [...]
+    "Equation 11 with the queries of these classes."
+    queries = make_queries(classes, options.normal)
+    text, normal = clip.text([*queries.normal, *queries.abnormal]).float(), len(queries.normal)
+    return lambda windows: eq11(windows, text.to(windows.device), normal, options.tau)
 
 # %% ../nbs/20_localizer.ipynb #c032
 def window_heat(

@@ -47,7 +47,6 @@ from stprompt.experiments import (
 )
 from .features import VideoFeatures
 from .files import project_root, write_atomic
-from .learner import score_videos
 from .localizer import Localizer, LocalizerOptions, eq11, fuse, heat_boxes
 from stprompt.metrics import (
     Report,
@@ -63,6 +62,7 @@ from .options import options
 from .overlap import frame_iou
 from .progress import Bar
 from .results import make_record, markdown, write_json, write_record
+from .variants import scores_on
 from .video import read_frames
 
 # %% ../nbs/25_sweeps.ipynb #c006
@@ -188,7 +188,7 @@ def part_shares(data: Data, models: list[Fitted]) -> dict[str, float]:
     videos, found = {item.id: data.features[item.id] for item in data.benchmark.test}, {}
     for part in ("windows", "frame"):
         still = {id: held_still(one, part) for id, one in videos.items()}
-        aucs = [frame_auc(score_videos(one.model, still), data.truths) for one in models]
+        aucs = [frame_auc(scores_on(one.model, still, data.after), data.truths) for one in models]
         found[f"{part} held still"] = float(np.mean(aucs))
     return found
 
