@@ -360,6 +360,17 @@ TITLES = {                             # of a table: its heading and what has to
         "interval below ten. Differences: paired over the same videos. TIoU: scores of the first seed."),
     "choices": ("Mean IoU on validation videos",
                 "By weight of the small windows and threshold of the boxes."),
+    "where_options": (
+        "The localizer's options, on validation videos",
+        "Each alone, at its own threshold of the boxes, minus the faithful method; paired over abnormal "
+        "validation videos, whose boxes choose."),
+    "where_steps": ("The localizer's options, joined", "In each step the surest gain of those above zero."),
+    "when_options": (
+        "The detector's options, on validation videos",
+        "Frame AUC, mean over seeds; each alone minus the faithful method; paired over validation videos."),
+    "when_steps": ("The detector's options, joined", "In each step the surest gain of those above zero."),
+    "once": ("Once on the test videos", "What was kept, beside the faithful method and the aims."),
+    "once_ped2": ("Once on UCSD Ped2's real masks", "The same options; nothing was chosen there."),
     "footage": ("Video AUC of real clips, sources kept apart",
                 "Percent. Minus motion: paired over the same clips. The last column divides the clips at "
                 "random, so that a source is on both sides: what it says more is the source's."),
