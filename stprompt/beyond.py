@@ -163,15 +163,16 @@ class VideoMaps:
 
 def all_localizers(job: TrainJob, data: Data) -> dict[tuple, Localizer]:
     "{(normal, phrases): localizer} of every list of sentences that an option may ask for."
-    kinds = [(normal, phrases) for normal in ("paper", "extended") for phrases in ("all", "predicted")]
-    return {kind: new_localizer(job, data, normal=kind[0], phrases=kind[1], method="text") for kind in kinds}
+    lists = [(normal, phrases) for normal in ("paper", "extended") for phrases in ("all", "predicted")]
+    return {kind: new_localizer(job, data, normal=kind[0], phrases=kind[1], method="text") for kind in lists}
 
 
 def heat_of(localizer: Localizer, windows: torch.Tensor, labels: Labels) -> torch.Tensor:     # [n, h, w]
     "Eq. 11 of windows [n, h, w, D], as the localizer has it."
     heard = phrases_heard(localizer.owners, labels, len(windows)) if localizer.owners else None
     text, normal = localizer.text.to(windows.device), len(localizer.queries.normal)
-    return eq11(windows, text, normal, localizer.options.tau, None if heard is None else heard[:, None, None])
+    some = None if heard is None else heard[:, None, None]
+    return eq11(windows, text, normal, localizer.options.tau, some)
 
 
 def video_maps(

@@ -25,9 +25,7 @@ from stprompt.beyond import (
     Chosen,
     Measured,
     Trainings,
-    VideoMaps,
     all_localizers,
-    called_by,
     chosen,
     each_alone,
     new_after,
@@ -42,7 +40,6 @@ from .cells import names_of, opened
 from stprompt.experiments import (
     UNSET,
     Data,
-    Fitted,
     Located,
     Scored,
     evaluate,
@@ -77,7 +74,7 @@ class Ablated:
 def where_ablation(
     job: BeyondJob, data: Data, called: Mapping[str, np.ndarray], rows: Mapping[str, dict] = WHERE
 ) -> Ablated:
-    "The localizer's options on the abnormal validation videos; `called`: what the A-branch calls each frame."
+    "The localizer's options on abnormal validation videos; called: what the A-branch calls each frame."
     held, stride, known = validation_part(data), data.settings.stride, localizer_options(job)
     frames, places = evaluated_frames(held.truths, stride), all_localizers(job, data)
     maps = {id: video_maps(places, held.benchmark.item(id), held.truths[id], judged, stride, called[id])
@@ -171,9 +168,10 @@ def once_table(faithful: Once, beyond: Once) -> pd.DataFrame:     # one row a me
         found = compare(a, b, part)
         rows.append(once_row(f"frame AUC{size}", found, 50., None if size else found.b + AUC_AIM))
     if not annotated_frames(truths): return pd.DataFrame(rows).fillna("")
-    both, floors = [ious_of(one) for one in (beyond, faithful)], faithful.reports[min(faithful.reports)].floors
+    both, floors = [ious_of(one) for one in (beyond, faithful)], next(iter(faithful.reports.values())).floors
     for size, part in size_parts(truths).items():
-        found = compare(*({id: x for id, x in ious.items() if id in part} for ious in both), metric="mean_iou")
+        a, b = ({id: x for id, x in ious.items() if id in part} for ious in both)
+        found = compare(a, b, metric="mean_iou")
         floor = None if size else floors["iou best"]
         rows.append(once_row(f"mean IoU{size}", found, floor, floor and max(IOU_AIM * found.b, floor)))
     samples = [one.located.samples for one in (beyond, faithful)]
@@ -212,7 +210,7 @@ def beyond_plan(job: BeyondJob, out: str | Path) -> pd.DataFrame:     # one row 
         left, every = without_features(ground, one.root), len(ground.benchmark.items())
         rows.append((f"{name}: features with all windows", every, every - left))
     kinds = {row.get("spatial", "sa2") for row in WHEN.values()} | {"sa2"}
-    made = len(list(Path(out, "trainings").glob("*.pt")))
+    made = len(list(Path(out).glob("**/trainings/*.pt")))
     rows += [("MiniStreet: trainings", len(kinds) * len(job.numbers), made),
              ("MiniStreet: options of the localizer", len(WHERE), 0), ("of the detector", len(WHEN), 0)]
     return pd.DataFrame(rows, columns=["stage", "in all", "found"])
