@@ -458,9 +458,10 @@ class Located:
 
 
 def localizer_options(job: TrainJob, **changes: Any) -> LocalizerOptions:     # its fields
-    "What the job and its variant ask of a localizer."
+    "What the job and its variant ask of a localizer; a variant's options are those of eq. 11."
     asked = {"normal": job.queries, "method": job.localizer, "mode": job.mode, "fusion": job.fusion}
-    return LocalizerOptions(**{**asked, **VARIANTS[job.variant].localizer, **changes})
+    kept = VARIANTS[job.variant].localizer if job.localizer == "text" else {}
+    return LocalizerOptions(**{**asked, **kept, **changes})
 
 
 def new_localizer(job: TrainJob, data: Data, **changes: Any) -> Localizer:     # fields of LocalizerOptions
