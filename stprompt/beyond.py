@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MORE_SCALES', 'WHERE', 'WHEN', 'Measure', 'Against', 'CUTS', 'BeyondJob', 'Measured', 'Chosen', 'difference_row',
            'each_alone', 'chosen', 'VideoMaps', 'all_localizers', 'heat_of', 'video_maps', 'heat_on', 'where_measured',
-           'with_queries', 'validation_part', 'new_after', 'Trainings', 'when_measured', 'called_by']
+           'with_words', 'validation_part', 'new_after', 'Trainings', 'when_measured', 'called_by']
 
 # %% ../nbs/27_beyond.ipynb #c003
 import dataclasses
@@ -45,6 +45,7 @@ from .options import options
 from .overlap import frame_iou
 from .progress import Bar
 from .sweeps import fit_seed
+from .tables import as_table
 from .variants import ScoreOptions, likeliest, scores_on
 
 # %% ../nbs/27_beyond.ipynb #c006
@@ -130,7 +131,7 @@ def each_alone(
     known |= {"threshold": first.threshold} if first.threshold else {}
     found = [difference_row(name, measure(changes), first, against)
              for name, changes in Bar(rows.items(), "each alone", unit="option")]
-    return pd.DataFrame([known, *found]).drop(columns="").fillna("")
+    return as_table([known, *found]).drop(columns="")
 
 
 def chosen(rows: Mapping[str, dict], measure: Measure, against: Against, first: Measured) -> Chosen:
@@ -146,7 +147,7 @@ def chosen(rows: Mapping[str, dict], measure: Measure, against: Against, first: 
         if not best: break
         now = tried[best]
         del left[best]
-    return Chosen(now.changes, now, pd.DataFrame(steps).drop(columns=""))
+    return Chosen(now.changes, now, as_table(steps).drop(columns=""))
 
 # %% ../nbs/27_beyond.ipynb #c013
 @dataclass(frozen=True, eq=False)
@@ -232,9 +233,9 @@ def where_measured(
     return Measured(changes, mean_iou(found[best]), found[best], best)
 
 # %% ../nbs/27_beyond.ipynb #c018
-def with_queries(job: BeyondJob, queries: str) -> Data:
-    "The job's data with the rows that rest on words, of these normal sentences."
-    return prepare(dataclasses.replace(job, spatial="text", queries=queries))
+def with_words(job: GridJob) -> Data:
+    "The job's data with the rows that rest on words."
+    return prepare(dataclasses.replace(job, spatial="text"))
 
 
 def validation_part(data: Data) -> Data:

@@ -237,7 +237,6 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     known, trains = ground.benchmark, seed is not None
     names = names_of(Training) if trains else names_of(Localization)
     names += ["variant"] if job.variant != "paper" else []
-    names += ["queries"] if trains and asks_windows(job) else []
     facts = {"parameters": {name: getattr(job, name) for name in names},
              "benchmark": [known.name, known.sha256], "crops": job.crops if job.features else 0,
              "lengths": file_hash(job.frame_counts), "features": json.loads(ground.settings.as_json()),
@@ -253,7 +252,7 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
 def data_job(job: TrainJob, row: Row) -> TrainJob:
     "The job whose Data a row needs: its changes of training and localization are left out."
     used = set(names_of(Training, Localization))
-    if asks_windows(row_job(job, row)): used -= {"spatial", "queries"}     # they ask for other features
+    if asks_windows(row_job(job, row)): used -= {"spatial"}     # it asks for other features
     changes = {name: value for name, value in row.changes.items() if name not in used}
     return row_job(job, dataclasses.replace(row, changes=changes))
 

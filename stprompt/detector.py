@@ -35,7 +35,7 @@ from .options import Options, options, read_options
 from .progress import Bar
 from .prompts import anomaly_queries, check_lengths, plain_name
 from .results import write_json
-from .variants import ScoreOptions, blended, likeliest, smoothed
+from .variants import EVIDENCE, ScoreOptions, blended, likeliest, smoothed
 from .video import Frames, VideoError, probe, read_frames
 
 # %% ../nbs/23_detector.ipynb #c005
@@ -158,7 +158,7 @@ class Rolling:
     def __init__(self, clip: FrozenCLIP, model: STPrompt, settings: DetectorSettings) -> None:
         self.clip, self.model, self.settings, self.motion = clip, model, settings, StreamingMotion()
         asks = model.options.spatial in GUIDED or settings.evidence > 0
-        self.ask = asker(clip, settings.words, settings.localizer) if asks else None
+        self.ask = asker(clip, settings.words, EVIDENCE) if asks else None
         self.found = []          # evidence of each sample of the queue, where it is asked for
         self.stamps = []         # (feature [D], frame number, second) of each waiting frame
         self.queue = []          # aggregate [D] of its windows, or None: a frame behind, as motion is

@@ -63,7 +63,15 @@ from .options import Options, options
 from .prompts import check_lengths
 from .released import ReleasedFeatures, released_benchmark
 from .results import make_record, write_json, write_record
-from .variants import VARIANTS, ScoreOptions, VariantName, likeliest, scores_on, with_evidence
+from stprompt.variants import (
+    EVIDENCE,
+    VARIANTS,
+    ScoreOptions,
+    VariantName,
+    likeliest,
+    scores_on,
+    with_evidence,
+)
 
 # %% ../nbs/24_experiments.ipynb #c006
 UNSET = {"backbone": "", "weights": "", "mode": "", "k": 0, "stride": 0, "max_length": 0, "epochs": 0,
@@ -252,7 +260,7 @@ def guided_features(
     job: TrainJob, benchmark: Benchmark, clip: FrozenCLIP, store: FeatureStore
 ) -> dict[str, VideoFeatures]:     # {id: features}
     "Features with the rows that rest on words, made one video at a time of a store that keeps windows."
-    ask = asker(clip, searched(benchmark), localizer_options(job))
+    ask = asker(clip, searched(benchmark), EVIDENCE)
     return {item.id: with_evidence(store.load(item.id), ask, job.k) for item in benchmark.items()}
 
 

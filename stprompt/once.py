@@ -33,7 +33,7 @@ from stprompt.beyond import (
     video_maps,
     when_measured,
     where_measured,
-    with_queries,
+    with_words,
 )
 from .bootstrap import Difference
 from .cells import names_of, opened
@@ -56,6 +56,7 @@ from .metrics import Report, annotated_frames, box_ious, compare, frame_auc, gat
 from .progress import Bar
 from .results import code_identity, make_record, merge_seeds, write_record
 from .sweeps import add_tables, size_parts
+from .tables import as_table
 from .variants import Variant
 
 # %% ../nbs/27b_once.ipynb #c006
@@ -167,7 +168,7 @@ def once_table(faithful: Once, beyond: Once) -> pd.DataFrame:     # one row a me
         if len({kind for one in part.values() for kind in one.mask}) < 2: continue
         found = compare(a, b, part)
         rows.append(once_row(f"frame AUC{size}", found, 50., None if size else found.b + AUC_AIM))
-    if not annotated_frames(truths): return pd.DataFrame(rows).fillna("")
+    if not annotated_frames(truths): return as_table(rows)
     both, floors = [ious_of(one) for one in (beyond, faithful)], next(iter(faithful.reports.values())).floors
     for size, part in size_parts(truths).items():
         a, b = ({id: x for id, x in ious.items() if id in part} for ious in both)
@@ -177,7 +178,7 @@ def once_table(faithful: Once, beyond: Once) -> pd.DataFrame:     # one row a me
     samples = [one.located.samples for one in (beyond, faithful)]
     rows += [once_row("TIoU", compare(tiou_of(beyond), tiou_of(faithful), metric="tiou")),
              once_row("patch AUC", compare(*samples, metric="patch_auc"), floors["patch_auc"])]
-    return pd.DataFrame(rows).fillna("")
+    return as_table(rows)
 
 # %% ../nbs/27b_once.ipynb #c017
 def ped2_job(job: BeyondJob) -> GridJob:
@@ -195,11 +196,9 @@ def on_ped2(
 ) -> pd.DataFrame:                     # as `once_table`; empty where `ped2` names no folder
     "The faithful method and a variant on UCSD Ped2. Raises ValueError."
     if not job.ped2: return pd.DataFrame()
-    there, pair = ped2_job(job), []
-    for one in (Variant(), variant):
-        data = with_queries(there, one.queries)
-        pair.append(measured_once(there, Trainings(there, data, Path(out)/"ped2" if out else None, {}), one))
-    return once_table(*pair)
+    there = ped2_job(job)
+    trainings = Trainings(there, with_words(there), Path(out)/"ped2" if out else None, {})
+    return once_table(*(measured_once(there, trainings, one) for one in (Variant(), variant)))
 
 # %% ../nbs/27b_once.ipynb #c020
 def beyond_plan(job: BeyondJob, out: str | Path) -> pd.DataFrame:     # one row a stage

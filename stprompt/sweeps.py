@@ -384,7 +384,7 @@ TITLES = {                             # of a table: its heading and what has to
                "A threshold is the score that so many of the normal training frames reach."),
 }
 
-
+# %% ../nbs/25_sweeps.ipynb #b027add
 def add_tables(out: str | Path, **tables: pd.DataFrame) -> Path:     # a key of TITLES: a table
     "Adds tables to the table.md and metrics.json that a job has written; empty ones are left out."
     page, saved = Path(out)/"table.md", json.loads((Path(out)/"metrics.json").read_text())

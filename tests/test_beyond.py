@@ -246,11 +246,10 @@ def test_cells_of_a_variant_are_other_cells(beyond):
     plain, (ground,) = names(job, Row("a"))
     other, _ = names(dataclasses.replace(job, variant="beyond"), Row("a"))
     guided, (kept,) = names(job, Row("a", {"spatial": "text"}))
-    actors, _ = names(job, Row("a", {"spatial": "text", "queries": "extended"}))
-    assert len({*plain, *other, *guided, *actors}) == 4
+    assert len({*plain, *other, *guided}) == 3
     assert (ground.settings.keep_windows, kept.settings.keep_windows) == (False, True)
-    row = Row("a", {"spatial": "text", "queries": "extended"})
-    assert grid_cells.data_job(job, row).queries == "extended"
+    assert grid_cells.data_job(job, Row("a", {"spatial": "text", "sigma": 2.})).spatial == "text"
+    assert grid_cells.data_job(job, Row("a", {"spatial": "average"})) == job
 
 
 def sixteen():
