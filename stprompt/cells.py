@@ -32,6 +32,7 @@ from stprompt.experiments import (
     Sampling,
     Training,
     TrainJob,
+    asks_windows,
     feature_settings,
     fit,
     last_epoch,
@@ -119,7 +120,7 @@ def opened(job: TrainJob, windows: bool = False) -> Ground:     # windows: all o
         job.frame_counts, clip.dim)[0] if job.features else open_benchmark(job)
     tested = benchmark.test if benchmark.frame_labels else ()
     truths = {item.id: benchmark.ground_truth(item.id) for item in tested}
-    settings = feature_settings(job, clip, keep_windows=windows)
+    settings = feature_settings(job, clip, keep_windows=windows or asks_windows(job))
     return Ground(benchmark, settings, torch.device(clip.device).type, truths)
 
 
@@ -265,6 +266,7 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     "JSON of what a cell rests on; a job that looks at other videos has another ground."
     known, trains = ground.benchmark, seed is not None
     names = names_of(*([Training] if trains else []), *([Localization] if row.where or not trains else []))
+    names += ["variant"] if job.variant != "paper" else []
     facts = {"parameters": {name: getattr(job, name) for name in names},
              "benchmark": [known.name, known.sha256], "crops": job.crops if job.features else 0,
              "lengths": file_hash(job.frame_counts), "features": json.loads(ground.settings.as_json()),
@@ -281,6 +283,7 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
 def data_job(job: TrainJob, row: Row) -> TrainJob:
     "The job whose Data a row needs: its changes of training and localization are left out."
     used = set(names_of(Training, Localization))
+    if asks_windows(row_job(job, row)): used -= {"spatial"}     # it asks for other features
     changes = {name: value for name, value in row.changes.items() if name not in used}
     return row_job(job, dataclasses.replace(row, changes=changes))
 

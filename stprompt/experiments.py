@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNSET', 'TABLES', 'FAITHFUL', 'ALSO', 'filled', 'JobError', 'Sampling', 'Training', 'Localization', 'TrainJob',
-           'papers_values', 'settings_table', 'departures', 'Data', 'feature_settings', 'same_lengths', 'check_splits',
-           'from_videos', 'from_published', 'check_out', 'out_folder', 'prepare', 'with_windows', 'benchmark_name',
-           'own_out', 'files_in', 'Fitted', 'new_model', 'validator', 'interruption', 'fit', 'Scored', 'score',
-           'searched', 'evaluated_frames', 'Located', 'new_localizer', 'locate_in', 'locate', 'evaluate', 'last_epoch',
-           'training_file', 'known_facts', 'save_detector', 'record']
+           'asks_windows', 'papers_values', 'settings_table', 'departures', 'Data', 'feature_settings', 'same_lengths',
+           'check_splits', 'guided_features', 'from_videos', 'from_published', 'check_out', 'out_folder', 'prepare',
+           'with_windows', 'benchmark_name', 'own_out', 'files_in', 'Fitted', 'new_model', 'validator', 'interruption',
+           'fit', 'Scored', 'score', 'searched', 'evaluated_frames', 'Located', 'localizer_options', 'new_localizer',
+           'locate_in', 'locate', 'evaluate', 'last_epoch', 'training_file', 'known_facts', 'save_detector', 'record']
 
 # %% ../nbs/24_experiments.ipynb #c003
 import copy
@@ -45,7 +45,7 @@ from stprompt.features import (
 )
 from .files import FolderTaken, hold_folder, project_root
 from .learner import History, LearnerOptions, class_scores, score_videos, train_model, use
-from .localizer import HeatMethod, Localizer, LocalizerOptions, NormalQueries, fuse
+from .localizer import HeatMethod, Labels, Localizer, LocalizerOptions, NormalQueries, asker, fuse
 from .losses import Branches
 from stprompt.metrics import (
     Report,
@@ -58,11 +58,20 @@ from stprompt.metrics import (
     weak_threshold,
 )
 from .model import STPrompt, STPromptOptions
-from .motion import Spatial
+from .motion import GUIDED, Spatial
 from .options import Options, options
 from .prompts import check_lengths
 from .released import ReleasedFeatures, released_benchmark
 from .results import make_record, write_json, write_record
+from stprompt.variants import (
+    EVIDENCE,
+    VARIANTS,
+    ScoreOptions,
+    VariantName,
+    likeliest,
+    scores_on,
+    with_evidence,
+)
 
 # %% ../nbs/24_experiments.ipynb #c006
 UNSET = {"backbone": "", "weights": "", "mode": "", "k": 0, "stride": 0, "max_length": 0, "epochs": 0,
@@ -79,6 +88,9 @@ def filled(
     is_open = lambda name: type(given.get(name)) is not bool and given.get(name, UNSET[name]) == UNSET[name]
     own = {name: row[name] for name in UNSET if name in row and name in names and is_open(name)}
     if given.get("backbone") not in (None, "", row.get("backbone")): own.pop("weights", None)
+    kept = VARIANTS.get(str(given.get("variant", "paper")), VARIANTS["paper"])
+    own |= {name: getattr(kept, name) for name in ("spatial", "queries")
+            if name in names and given.get(name, "") == ""}
     if given.get("features") and "spatial" in names: own["spatial"] = "none"
     return {**given, **own}
 
@@ -132,6 +144,7 @@ class Localization(Options):
 class TrainJob(Localization, Training, Sampling, Backbone, Source, error=JobError):
     "Every parameter of nbs/train.ipynb."
     crops: Literal[1, 10] = 10                        # of published features: 10 (each a sample) or 1
+    variant: VariantName = "paper"                    # paper | beyond: what helps that is not in the paper
     unfinished: bool = False                          # interrupted: take the best epoch so far as the result
     frame_counts: str = ""                            # list of their videos' lengths; empty: 16 a feature
     out: str = ""                                     # folder of results; empty: out/<benchmark>/train
@@ -143,13 +156,21 @@ class TrainJob(Localization, Training, Sampling, Backbone, Source, error=JobErro
             raise ValueError(f"stride={self.stride}: published features are one of 16 frames; leave it open")
         if self.batch % 2:
             raise ValueError(f"batch={self.batch}: half normal, half abnormal videos; take {self.batch + 1}")
+        if self.features and asks_windows(self):
+            raise ValueError(f"variant={self.variant!r}, spatial={self.spatial!r}: needs windows of videos, "
+                             "and published features are of whole frames; take variant='paper'")
         return self
+
+
+def asks_windows(job: TrainJob) -> bool:
+    "Does the job need equation 11 of windows for its scores?"
+    return job.spatial in GUIDED or VARIANTS[job.variant].scores.evidence > 0
 
 # %% ../nbs/24_experiments.ipynb #c012
 TABLES = {"ucf_crime": ("UCF-Crime", "Table 1"), "shanghaitech": ("ShanghaiTech", "Table 2"),
           "ubnormal": ("UBnormal", "Table 3")}     # of these the paper has a row STPrompt
 FAITHFUL = {"spatial": "sa2", "adapter": "distance", "layers": 1, "prompt_length": 8, "branches": "both",
-            "normalize": False, "localizer": "text", "queries": "paper"}
+            "normalize": False, "localizer": "text", "queries": "paper", "variant": "paper"}
 ALSO = ("features", "crops", "stride", "epochs", "validation", "seed", "sigma", "fusion", "precision",
         "device")     # shown, too, though the paper is silent
 
@@ -186,6 +207,7 @@ class Data:
     truths: dict[str, GroundTruth]        # of the test videos; {} where labels are per video only
     summary: Summary                      # of the extraction
     started: float                        # when the work began, as time.time() says
+    after: ScoreOptions = ScoreOptions()  # what becomes of the detector's scores
 
     def __repr__(self) -> str:
         known, splits = self.benchmark, ("train", "validation", "test")
@@ -234,19 +256,29 @@ def check_splits(benchmark: Benchmark) -> None:
                            "two to learn from, one to choose the epoch, one to test on")
 
 
+def guided_features(
+    job: TrainJob, benchmark: Benchmark, clip: FrozenCLIP, store: FeatureStore
+) -> dict[str, VideoFeatures]:     # {id: features}
+    "Features with the rows that rest on words, made one video at a time of a store that keeps windows."
+    ask = asker(clip, searched(benchmark), EVIDENCE)
+    return {item.id: with_evidence(store.load(item.id), ask, job.k) for item in benchmark.items()}
+
+
 def from_videos(job: TrainJob) -> Data:
     "Benchmark, backbone and features, found or extracted. Raises ValueError."
     started, benchmark = time.time(), open_benchmark(job)
     check_splits(benchmark)
     clip = load_backbone(job)
     check_lengths(clip, benchmark.classes, job.prompt_length)
-    settings = feature_settings(job, clip)
+    settings = feature_settings(job, clip, keep_windows=asks_windows(job))
     store = FeatureStore(store_folder(benchmark, settings, job.root), settings)
     summary = settled(extract(benchmark.items(), clip, store))
-    features = load_all(benchmark.items(), store)
+    features = guided_features(job, benchmark, clip, store) if asks_windows(job) else load_all(
+        benchmark.items(), store)
     tested = benchmark.test if benchmark.frame_labels else ()
     truths = {item.id: benchmark.ground_truth(item.id) for item in tested}
-    return Data(benchmark, clip, features, settings, same_lengths(truths, features), summary, started)
+    return Data(benchmark, clip, features, settings, same_lengths(truths, features), summary, started,
+                VARIANTS[job.variant].scores)
 
 # %% ../nbs/24_experiments.ipynb #c020
 def from_published(job: TrainJob) -> Data:
@@ -258,7 +290,8 @@ def from_published(job: TrainJob) -> Data:
     check_lengths(clip, benchmark.classes, job.prompt_length)
     truths = {item.id: benchmark.ground_truth(item.id) for item in benchmark.test}
     found = Summary(skipped=[item.id for item in benchmark.items()])
-    return Data(benchmark, clip, features, feature_settings(job, clip), truths, found, started)
+    return Data(benchmark, clip, features, feature_settings(job, clip), truths, found, started,
+                VARIANTS[job.variant].scores)
 
 
 def check_out(job: Options) -> None:
@@ -410,10 +443,10 @@ def score(fitted: Fitted, data: Data) -> Scored:
     known = [item for item in data.benchmark.train + data.benchmark.validation
              if data.unit == "videos" or item.id.endswith("__0")]     # one crop a video
     videos = {item.id: data.features[item.id] for item in data.benchmark.test}
-    before = score_videos(fitted.model, {item.id: data.features[item.id] for item in known})
+    before = scores_on(fitted.model, {item.id: data.features[item.id] for item in known}, data.after)
     gate = weak_threshold(before, {item.id: item.is_abnormal for item in known})
     classes = {id: found.to_frames(class_scores(fitted.model, found)) for id, found in videos.items()}
-    return Scored(score_videos(fitted.model, videos), classes, gate)
+    return Scored(scores_on(fitted.model, videos, data.after), classes, gate)
 
 # %% ../nbs/24_experiments.ipynb #c034
 def searched(benchmark: Benchmark) -> dict[str, str]:
@@ -442,10 +475,17 @@ class Located:
         return f"{count} boxes on {sum(map(len, self.frames.values()))} frames of {len(self.frames)} videos"
 
 
+def localizer_options(job: TrainJob, **changes: Any) -> LocalizerOptions:     # its fields
+    "What the job and its variant ask of a localizer; a variant's options are those of eq. 11."
+    asked = {"normal": job.queries, "method": job.localizer, "mode": job.mode, "fusion": job.fusion}
+    kept = VARIANTS[job.variant].localizer if job.localizer == "text" else {}
+    return LocalizerOptions(**{**asked, **kept, **changes})
+
+
 def new_localizer(job: TrainJob, data: Data, **changes: Any) -> Localizer:     # fields of LocalizerOptions
     "The localizer that the job asks for."
-    asked = {"normal": job.queries, "method": job.localizer, "mode": job.mode, "fusion": job.fusion}
-    return Localizer(data.clip, searched(data.benchmark), LocalizerOptions(**{**asked, **changes}))
+    return Localizer(data.clip, searched(data.benchmark), localizer_options(job, **changes))
+
 
 
 def locate_in(
@@ -454,10 +494,11 @@ def locate_in(
     truth: GroundTruth,
     index: np.ndarray,     # int [n] evaluated frames
     stride: int,           # of the sampled frames, which the motion methods all see
+    labels: Labels = None,     # of every frame, where phrases are "predicted"
 ) -> tuple[dict[int, np.ndarray], tuple, tuple]:
     "Boxes, heat and truth of pixels, and the middle frame with its map, of one video, part by part."
     boxes, samples, shown, middle = {}, [], (), index[len(index) // 2]
-    for numbers, images, maps in localizer.follow(video.source, index, stride, truth.n_frames):
+    for numbers, images, maps in localizer.follow(video.source, index, stride, truth.n_frames, labels):
         heat = fuse(maps, localizer.options.fusion)
         boxes |= dict(zip(numbers.tolist(), localizer.boxes(heat)))
         samples.append(patch_samples(heat, truth, numbers))
@@ -467,13 +508,19 @@ def locate_in(
     return boxes, tuple(np.concatenate(one) for one in zip(*samples)), shown
 
 
-def locate(job: TrainJob, data: Data, **changes: Any) -> Located:     # fields of LocalizerOptions
-    "Heat maps and boxes on the evaluated frames of the abnormal test videos."
+def locate(
+    job: TrainJob,
+    data: Data,
+    scored: Scored | None = None,      # its classes are asked for where phrases are "predicted"
+    **changes: Any,                    # fields of LocalizerOptions
+) -> Located:
+    "Heat maps and boxes on the evaluated frames of the abnormal test videos. Raises LocalizerError."
     localizer, boxes, heats, samples = new_localizer(job, data, **changes), {}, {}, {}
     frames, stride = evaluated_frames(data.truths, data.settings.stride), data.settings.stride
     for id, index in frames.items():
         known = data.benchmark.item(id), data.truths[id]
-        boxes[id], samples[id], heats[id] = locate_in(localizer, *known, index, stride)
+        called = None if scored is None else likeliest(scored.classes[id], list(data.benchmark.classes))
+        boxes[id], samples[id], heats[id] = locate_in(localizer, *known, index, stride, called)
     return Located(boxes, heats, samples, frames)
 
 # %% ../nbs/24_experiments.ipynb #c039
@@ -489,7 +536,7 @@ def evaluate(scored: Scored, found: Located, data: Data) -> Report:
 def last_epoch(fitted: Fitted, data: Data) -> dict[str, float]:
     "The headline metric of the last epoch's weights."
     model = use(copy.deepcopy(fitted.model), fitted.history, "last")
-    scores = score_videos(model, {item.id: data.features[item.id] for item in data.benchmark.test})
+    scores = scores_on(model, {item.id: data.features[item.id] for item in data.benchmark.test}, data.after)
     if data.truths: return {"frame_auc": frame_auc(scores, data.truths)}
     return {"video_auc": video_auc(scores, {item.id: item.is_abnormal for item in data.benchmark.test},
                                    "topk")}
@@ -525,7 +572,7 @@ def save_detector(
     known |= {name: round(metric["mean"], 2) for name, metric in report.metrics.items()} | (more or {})
     fitted.model.save_pretrained(folder, metrics=known)
     write_settings(folder, scored.gate, data.settings, new_localizer(job, data).options,
-                   searched(data.benchmark))
+                   searched(data.benchmark), data.after)
     parts = ("train", "validation", "test")
     splits = {part: [item.id for item in getattr(data.benchmark, part)] for part in parts}
     return write_json(Path(folder).parent/"split.json", splits)

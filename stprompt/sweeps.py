@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINKS', 'SeedScores', 'LOCALIZERS', 'FUSIONS', 'THRESHOLDS', 'TITLES', 'SeedJob', 'Outcome', 'fit_seed', 'with_seed',
-           'run_seeds', 'seed_table', 'score_parts', 'untrained_scores', 'frame_scores', 'darkness_scores',
+           'run_seeds', 'seed_table', 'plain_job', 'score_parts', 'untrained_scores', 'frame_scores', 'darkness_scores',
            'held_still', 'row_models', 'trained_rows', 'part_shares', 'link_scores', 'untrained_rows', 'size_parts',
            'stage_row', 'stage_table', 'box_choices', 'choice_table', 'best_thresholds', 'localizer_table',
            'add_tables', 'record_seeds']
@@ -47,7 +47,6 @@ from stprompt.experiments import (
 )
 from .features import VideoFeatures
 from .files import project_root, write_atomic
-from .learner import score_videos
 from .localizer import Localizer, LocalizerOptions, eq11, fuse, heat_boxes
 from stprompt.metrics import (
     Report,
@@ -63,6 +62,7 @@ from .options import options
 from .overlap import frame_iou
 from .progress import Bar
 from .results import make_record, markdown, write_json, write_record
+from .variants import scores_on
 from .video import read_frames
 
 # %% ../nbs/25_sweeps.ipynb #c006
@@ -130,6 +130,11 @@ def seed_table(outcomes: dict[int, Outcome]) -> pd.DataFrame:
     return pd.concat([table, table.agg(["mean", "std"])]).round(2)
 
 # %% ../nbs/25_sweeps.ipynb #c011
+def plain_job(job: TrainJob) -> TrainJob:
+    "The job as the paper has it: the rows of these tables name each option that they take."
+    return dataclasses.replace(job, variant="paper")
+
+
 def score_parts(data: Data, item: VideoItem, score_of: Callable) -> np.ndarray:     # float [n_frames]
     "Frame scores of one test video by a function of its sampled frames uint8 [n, H, W, 3]."
     parts = [score_of(part.images) for part in read_frames(item.source, stride=data.settings.stride)
@@ -139,7 +144,7 @@ def score_parts(data: Data, item: VideoItem, score_of: Callable) -> np.ndarray: 
 
 def untrained_scores(job: TrainJob, data: Data, queries: str) -> dict[str, np.ndarray]:   # {id: [n_frames]}
     "The largest eq. 11 of a frame's 32 x 32 windows, with no training."
-    localizer = new_localizer(job, data, normal=queries, method="text")
+    localizer = new_localizer(plain_job(job), data, normal=queries, method="text")
     highest = lambda images: localizer.grid(images).amax((1, 2)).cpu().numpy()
     videos = Bar(data.benchmark.test, f"eq. 11, {queries}", unit="video")
     return {item.id: score_parts(data, item, highest) for item in videos}
@@ -147,7 +152,7 @@ def untrained_scores(job: TrainJob, data: Data, queries: str) -> dict[str, np.nd
 
 def frame_scores(job: TrainJob, data: Data, queries: str) -> dict[str, np.ndarray]:       # {id: [n_frames]}
     "Eq. 11 of the whole frame, with no training: what x_CLIP says alone."
-    localizer = new_localizer(job, data, normal=queries, method="text")
+    localizer = new_localizer(plain_job(job), data, normal=queries, method="text")
     asked, text = len(localizer.queries.normal), localizer.text
     videos = {item.id: data.features[item.id] for item in data.benchmark.test}
     return {id: found.to_frames(eq11(found.frame.to(text.device), text, asked).cpu().numpy())
@@ -188,7 +193,7 @@ def part_shares(data: Data, models: list[Fitted]) -> dict[str, float]:
     videos, found = {item.id: data.features[item.id] for item in data.benchmark.test}, {}
     for part in ("windows", "frame"):
         still = {id: held_still(one, part) for id, one in videos.items()}
-        aucs = [frame_auc(score_videos(one.model, still), data.truths) for one in models]
+        aucs = [frame_auc(scores_on(one.model, still, data.after), data.truths) for one in models]
         found[f"{part} held still"] = float(np.mean(aucs))
     return found
 
@@ -205,7 +210,8 @@ LINKS = {      # of one video: windows' evidence [T, h, w], features, K, and eq.
 
 def link_scores(job: TrainJob, data: Data, queries: str) -> dict[str, dict[str, np.ndarray]]:
     "{link: {id: float [n_frames]}}: eq. 11 with no training, from the windows to the adapter's input."
-    localizer, found = new_localizer(job, data, normal=queries, method="text"), {name: {} for name in LINKS}
+    localizer = new_localizer(plain_job(job), data, normal=queries, method="text")
+    found = {name: {} for name in LINKS}
     settings, normal = data.settings, len(localizer.queries.normal)
     ask = partial(eq11, text=localizer.text.cpu(), n_normal=normal)
     for item in Bar(data.benchmark.test, f"links, {queries}", unit="video"):
@@ -303,7 +309,7 @@ def choice_table(
     if not frames: return pd.DataFrame()
     known = {"n": len(frames), "best trivial": box_floors(truths, frames)["best"]}
     for name, changes in localizers.items():
-        localizer, found = new_localizer(job, data, **changes), {}
+        localizer, found = new_localizer(plain_job(job), data, **changes), {}
         for id, index in Bar(frames.items(), name, unit="video"):
             seen = videos[id], truths[id], index, data.settings.stride
             ious = box_choices(localizer, *seen, fusions, thresholds)
@@ -333,7 +339,7 @@ def localizer_table(
     rows, first = [], None
     for name, changes in LOCALIZERS.items():
         own = thresholds.get(name, LocalizerOptions(**changes).threshold)
-        found = locate(job, data, threshold=own, **changes)
+        found = locate(plain_job(job), data, threshold=own, **changes)
         report, ious = evaluate(scored, found, data), box_ious(found.boxes, data.truths, found.frames)
         first = first or ious
         span = report.metrics["mean_iou"]["ci95"]
@@ -360,6 +366,17 @@ TITLES = {                             # of a table: its heading and what has to
         "interval below ten. Differences: paired over the same videos. TIoU: scores of the first seed."),
     "choices": ("Mean IoU on validation videos",
                 "By weight of the small windows and threshold of the boxes."),
+    "where_options": (
+        "The localizer's options, on validation videos",
+        "Each alone, at its own threshold of the boxes, minus the faithful method; paired over abnormal "
+        "validation videos, whose boxes choose."),
+    "where_steps": ("The localizer's options, joined", "In each step the surest gain of those above zero."),
+    "when_options": (
+        "The detector's options, on validation videos",
+        "Frame AUC, mean over seeds; each alone minus the faithful method; paired over validation videos."),
+    "when_steps": ("The detector's options, joined", "In each step the surest gain of those above zero."),
+    "once": ("Once on the test videos", "What was kept, beside the faithful method and the aims."),
+    "once_ped2": ("Once on UCSD Ped2's real masks", "The same options; nothing was chosen there."),
     "footage": ("Video AUC of real clips, sources kept apart",
                 "Percent. Minus motion: paired over the same clips. The last column divides the clips at "
                 "random, so that a source is on both sides: what it says more is the source's."),
@@ -367,7 +384,7 @@ TITLES = {                             # of a table: its heading and what has to
                "A threshold is the score that so many of the normal training frames reach."),
 }
 
-
+# %% ../nbs/25_sweeps.ipynb #b027add
 def add_tables(out: str | Path, **tables: pd.DataFrame) -> Path:     # a key of TITLES: a table
     "Adds tables to the table.md and metrics.json that a job has written; empty ones are left out."
     page, saved = Path(out)/"table.md", json.loads((Path(out)/"metrics.json").read_text())

@@ -26,6 +26,7 @@ from stprompt.learner import score_video
 from stprompt.localizer import LocalizerOptions
 from stprompt.ministreet import ministreet
 from stprompt.model import ModelError, STPrompt, STPromptOptions
+from stprompt.variants import ScoreOptions
 from stprompt.video import VideoError, read_frames, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,10 +187,12 @@ def test_settings_come_back_as_they_were_written(tmp_path):
     clip = {"name": "ViT-B-16", "weights": "openai", "sha256": "ab"}
     made = FeatureSettings(clip, stride=16, window=48, window_stride=24, mode="crop", k=5, precision="bf16")
     places = LocalizerOptions(scales=((40, 20),), fusion=.7, tau=.02, normal="extended", method="pixels",
-                              mode="crop", spread="cover", threshold=.6, min_area=.01, max_boxes=3, chunk=7)
-    write_settings(tmp_path, .25, made, places, {"Normal": "normal", "fall": "a person falling"})
+                              mode="crop", spread="cover", threshold=.6, min_area=.01, max_boxes=3, chunk=7,
+                              phrases="predicted", background=.5, gate=.5, smooth=2)
+    write_settings(tmp_path, .25, made, places, {"Normal": "normal", "fall": "a person falling"},
+                   ScoreOptions(evidence=.25, smooth=3))
     found, words = read_settings(tmp_path), {"fall": "a person falling"}
-    assert found == DetectorSettings(.25, 16, 48, 24, "crop", 5, "bf16", words, places)
+    assert found == DetectorSettings(.25, 16, 48, 24, "crop", 5, "bf16", words, places, .25, 3)
     assert all(getattr(LocalizerOptions(), name) != value for name, value in asdict(places).items())
 
 
