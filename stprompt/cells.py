@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GridError', 'Row', 'names_of', 'row_job', 'not_possible', 'Ground', 'labels_of', 'opened', 'file_hash', 'Cell',
            'pack_scores', 'unpack_scores', 'pack_places', 'unpack_places', 'digest_of', 'write_cell', 'read_cell',
-           'when_report', 'trained', 'placed', 'in_words', 'functions_in', 'facts_of', 'data_job', 'cells_of']
+           'when_report', 'trained', 'placed', 'call_in_words', 'functions_in', 'facts_of', 'data_job', 'cells_of']
 
 # %% ../nbs/25b_cells.ipynb #c003
 import dataclasses
@@ -232,12 +232,13 @@ def placed(cell: Cell, data: Data) -> tuple[dict, dict]:     # tensors, values
     return tensors, {"videos": videos}
 
 # %% ../nbs/25b_cells.ipynb #c021
-def in_words(value: Any) -> Any:
+def call_in_words(value: Any) -> Any:
     "A function or class by its name, a partial by its function's and its arguments'; else the value."
     if not isinstance(value, partial):
         return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else value
-    arguments = {name: in_words(one) for name, one in sorted(value.keywords.items())}
-    return {"function": in_words(value.func), "in order": [*map(in_words, value.args)], "by name": arguments}
+    named = {name: call_in_words(one) for name, one in sorted(value.keywords.items())}
+    ordered = [call_in_words(one) for one in value.args]
+    return {"function": call_in_words(value.func), "in order": ordered, "by name": named}
 
 
 def functions_in(value: Any) -> list[Callable]:
@@ -259,7 +260,7 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     if trains:
         calls = {"make": row.make} | ({"measure": row.measure} if row.measure else {})
         facts |= {"seed": seed, "learning": dict(row.learning)}
-        facts |= {name: in_words(call) for name, call in calls.items()}
+        facts |= {name: call_in_words(call) for name, call in calls.items()}
         facts |= {"code": code(*(one for call in calls.values() for one in functions_in(call)))}
     else: facts |= {"located": dict(row.located), "code": code()}
     return json.dumps(plain(facts, "a cell's facts"), sort_keys=True)

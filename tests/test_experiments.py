@@ -111,7 +111,7 @@ def test_an_odd_batch_and_an_out_that_cannot_be_written(tmp_path):
 
 
 # ---- published features, no videos ---------------------------------------------------------------
-def publish(folder, dim=128, crops=range(10), count=6, length=20):
+def publish(folder, dim=192, crops=range(10), count=6, length=20):
     "Files and lists in the shape of VadCLIP's: abnormal ones drift away from the normal ones."
     draw = np.random.default_rng(0)
     kinds = [("Abuse", "Abuse", "Abuse{:03d}_x264"),

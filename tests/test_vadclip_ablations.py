@@ -14,7 +14,7 @@ from test_experiments import publish
 from test_vadclip import CLASSES, D, make, tiny_clip
 
 from stprompt.ablations import GridJob
-from stprompt.cells import Row, in_words
+from stprompt.cells import Row, call_in_words
 from stprompt.clip import mini_config
 from stprompt.experiments import fit, prepare, score
 from stprompt.grid import data_of, plan, sweep
@@ -200,7 +200,7 @@ def test_what_a_row_sets_or_measures_is_in_its_cell_s_name():
     others = [Row("a", make=make, measure=fine_grained), Row("a", make=new_vadclip),
               Row("a", make=partial(new_vadclip, graph="none")), Row("a")]
     assert len({name(row) for row in (Row("a", make=make), *others)}) == 5
-    assert in_words(partial(np.add, 1, b=2))["in order"] == [1]
+    assert call_in_words(partial(np.add, 1, b=2))["in order"] == [1]
 
 
 # ---- numbers ------------------------------------------------------------------------------------
