@@ -235,8 +235,7 @@ def feature_settings(job: Sampling, clip: FrozenCLIP, **more: Any) -> FeatureSet
                            precision=clip.precision, **more)
 
 
-def same_lengths(truths: dict[str, GroundTruth], features: dict[str, VideoFeatures]) -> dict[str,
-                                                                                             GroundTruth]:
+def same_lengths(truths: dict[str, GroundTruth], features: dict[str, VideoFeatures]) -> dict:     # truths
     "The truths, if each has as many frames as were decoded. Raises JobError."
     differ = [f"{id}: the truth has {truth.n_frames} frames, the video {features[id].n_frames}"
               for id, truth in truths.items() if truth.n_frames != features[id].n_frames]
@@ -378,9 +377,8 @@ def new_model(job: TrainJob, data: Data) -> STPrompt:
     shape = {name: getattr(job, name) for name in (
         "adapter", "layers", "sigma", "prompt_length", "spatial", "branches", "normalize")}
     clip = data.clip
-    return STPrompt(STPromptOptions(dim=clip.dim, token_width=clip.token_width,
-                                    classes=data.benchmark.classes,
-                                    clip=clip.identity, **shape)).to(clip.device)
+    return STPrompt(STPromptOptions(dim=clip.dim, token_width=clip.token_width, clip=clip.identity,
+                                    classes=data.benchmark.classes, **shape)).to(clip.device)
 
 
 def validator(data: Data) -> Callable | None:     # model -> percent
@@ -594,8 +592,7 @@ def record(
             "training_seconds": float(sum(history.seconds)), "history": history.rows()}
     method = type(fitted.model).__name__
     title = ", ".join(filter(None, [f"{method} on {data.benchmark.name}", fitted.unfinished]))
-    kept = make_record(title, {job.seed: report}, started=data.started,
-                       more=more,
+    kept = make_record(title, {job.seed: report}, started=data.started, more=more,
                        notebook=project_root()/"nbs"/"train.ipynb", **known_facts(job, data, method))
     save_detector(Path(out)/"model", job, data, fitted, scored, report)
     write_record(out, kept, TABLES.get(job.dataset, (None,))[0] if method == "STPrompt" else None)

@@ -207,7 +207,7 @@ def make_cell(
         made = {"started": start, "seconds": time.time() - start, "code": code_identity()}
         write_cell(cell, tensors, values | made | {"machine": machine()})
         said = ""
-    except ValueError as error: said = str(error)
+    except (ValueError, RuntimeError) as error: said = str(error)     # diverged, or cannot be
     finally: claims.drop(cell.name)
     cell.path.with_suffix(".training.pt").unlink(missing_ok=True)     # nothing is left to go on from
     return cell.name, said

@@ -468,7 +468,7 @@ def test_milestones(clip, monkeypatch, tmp_path):
 
 def test_the_whole_job_on_published_features(tmp_path):
     "Through prepare, fit, score and evaluate of the experiments, with its own settings but a toy's rate."
-    folder = publish(tmp_path, dim=128, crops=(0, 5), count=4, length=20)
+    folder = publish(tmp_path, dim=192, crops=(0, 5), count=4, length=20)
     job = TrainJob(dataset="ucf_crime", features=str(folder), backbone="mini", crops=1, device="cpu",
                    max_length=32, validation=0.)
     data = prepare(job)
