@@ -17,7 +17,8 @@ from rules import attached, body_lines, cells, function_lines, is_export, parse,
 
 NBS = [path for path in notebooks() if ".ipynb_checkpoints" not in path.parts]
 COMPONENTS = [path for path in NBS if is_component(path)]
-JOBS = [path for path in NBS if not is_component(path) and path.name != "index.ipynb"]
+STORY = ROOT/"nbs"/"how_it_works.ipynb"     # draws as it goes, and is committed with its pictures
+JOBS = [path for path in NBS if not is_component(path) and path.name not in ("index.ipynb", STORY.name)]
 NO_ROOM = ("__init__.py", "__main__.py", "_modidx.py")
 MODULES = sorted(path for path in (ROOT/"stprompt").glob("*.py") if path.name not in NO_ROOM)
 INI = configparser.ConfigParser(interpolation=None)
@@ -236,6 +237,12 @@ def job_faults(found):
 @each(JOBS)
 def test_a_job_imports_runs_records(path):
     assert job_faults(cells(path)) == []
+
+
+def test_the_story_has_its_pictures():
+    assert not {"0 parameters cells", "skip_exec is not the last cell"} & set(job_faults(cells(STORY)))
+    outputs = [out for cell in cells(STORY) for out in cell.get("outputs", [])]
+    assert sum("image/png" in out.get("data", {}) for out in outputs) >= 8 and STORY.stat().st_size < 4_000_000
 
 
 def test_the_job_test_can_fail():
