@@ -51,7 +51,8 @@ class Experiment:
         return ["metrics.json", "table.md" if self.notebook == BENCH else self.book.name]
 
 
-REPRODUCED = ("table_4", "table_5", "table_6", "parameters")     # of nbs/reproduce, on MiniStreet full
+REPRODUCED = ("figure_1", "table_4", "table_5", "table_6", "figure_3", "figure_4", "table_7", "tables_1_3",
+              "vadclip_tables", "vadclip_figures", "beyond", "parameters")     # of nbs/reproduce, on full
 
 
 def experiments(
@@ -61,7 +62,9 @@ def experiments(
     "What results/ holds, in the order in which it is made."
     found = [Experiment("train", "ministreet-small/train"), Experiment("seeds", "ministreet-full/seeds"),
              *(Experiment(f"reproduce/{name}", f"ministreet-full/{name}") for name in REPRODUCED)]
-    if clips: found.append(Experiment("footage", f"{Path(clips).name}/footage", {"root": clips}))
+    own = {"dataset": "folder", "root": clips}
+    if clips: found += [Experiment("footage", f"{Path(clips).name}/footage", {"root": clips}),
+                        Experiment("reproduce/tables_1_3", f"{Path(clips).name}/tables_1_3", own)]
     if ped2: found.append(Experiment("seeds", "ucsd_ped2/seeds", {"dataset": "ucsd_ped2", "root": ped2}))
     return [*found, Experiment(BENCH, "bench")]
 
