@@ -100,7 +100,7 @@ class Variant:
 
 
 BEYOND = Variant("sa2", "paper",
-                 {},     # of the localizer nothing: small has eight validation videos with boxes, too few to tell
+                 {},     # nothing of the localizer: eight validation videos with boxes cannot tell
                  ScoreOptions(evidence=.75),
                  "ministreet-small, 16 validation videos, 3 seeds, commit 0a75ec4b1e12")
 VariantName = Literal["paper", "beyond"]
