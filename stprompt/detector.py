@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'KEPT', 'LATER', 'PLAIN', 'LENGTH', 'LOOK', 'Scorer', 'DetectorError', 'DetectorOptions', 'anomalies',
-           'DetectorSettings', 'write_settings', 'read_localizer', 'read_settings', 'split_part', 'smooth_stream',
-           'predicted_labels', 'ScoredPart', 'whole', 'Rolling', 'make_localizer', 'Learned', 'ZeroShot',
-           'score_stream', 'some_videos', 'normal_threshold', 'check_request', 'find_spans', 'Event', 'find_events',
-           'clock', 'KeyFrame', 'Detection', 'Detector']
+           'DetectorSettings', 'write_settings', 'read_localizer', 'read_settings', 'ScoredPart', 'whole', 'split_part',
+           'smooth_stream', 'predicted_labels', 'Rolling', 'make_localizer', 'Learned', 'ZeroShot', 'score_stream',
+           'some_videos', 'normal_threshold', 'check_request', 'find_spans', 'Event', 'find_events', 'clock',
+           'KeyFrame', 'Detection', 'Detector']
 
 # %% ../nbs/23_detector.ipynb #c002
 import json
@@ -130,6 +130,27 @@ def read_settings(checkpoint: str | Path) -> DetectorSettings:
         raise DetectorError(f"{path}: cannot be read ({type(error).__name__}: {error}); {how}") from None
     except ValueError as error: raise DetectorError(f"{error}; {how}") from None
 
+# %% ../nbs/23_detector.ipynb #c014
+LENGTH = 256                     # samples that the model sees at once
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    "Consecutive scored samples of a stream."
+    index: np.ndarray            # int64 [n], frame numbers
+    time: np.ndarray             # float64 [n], seconds
+    scores: np.ndarray           # float64 [n] in [0, 1]
+    classes: np.ndarray          # float64 [n, 1+C], rows sum to 1
+    seen: int                    # frames decoded so far
+
+
+def whole(parts: list[ScoredPart]) -> ScoredPart:
+    "All parts of a stream as one. Raises VideoError where there is none."
+    if not parts: raise VideoError("no frame could be decoded; give a playable video")
+    columns = ("index", "time", "scores", "classes")
+    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in columns)
+    return ScoredPart(*joined, seen=parts[-1].seen)
+
 # %% ../nbs/23_detector.ipynb #b313159
 def split_part(part: ScoredPart, n: int) -> tuple[ScoredPart, ScoredPart]:
     "The first n samples, and the rest."
@@ -157,27 +178,6 @@ def predicted_labels(scored: ScoredPart, labels: Sequence[str], n_frames: int) -
     "The likeliest anomaly of each frame, by the sample at or before it."
     before = np.searchsorted(scored.index, np.arange(n_frames), side="right") - 1
     return likeliest(scored.classes, labels)[np.clip(before, 0, None)]
-
-# %% ../nbs/23_detector.ipynb #c014
-LENGTH = 256                     # samples that the model sees at once
-
-
-@dataclass(frozen=True)
-class ScoredPart:
-    "Consecutive scored samples of a stream."
-    index: np.ndarray            # int64 [n], frame numbers
-    time: np.ndarray             # float64 [n], seconds
-    scores: np.ndarray           # float64 [n] in [0, 1]
-    classes: np.ndarray          # float64 [n, 1+C], rows sum to 1
-    seen: int                    # frames decoded so far
-
-
-def whole(parts: list[ScoredPart]) -> ScoredPart:
-    "All parts of a stream as one. Raises VideoError where there is none."
-    if not parts: raise VideoError("no frame could be decoded; give a playable video")
-    columns = ("index", "time", "scores", "classes")
-    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in columns)
-    return ScoredPart(*joined, seen=parts[-1].seen)
 
 # %% ../nbs/23_detector.ipynb #c016
 class Rolling:
