@@ -11,6 +11,7 @@ __all__ = ['MORE_SCALES', 'WHERE', 'WHEN', 'Measure', 'Against', 'CUTS', 'Beyond
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ WHERE = {      # fields of LocalizerOptions
     "minus the temporal median": {"background": 1.},
     "more scales": {"scales": MORE_SCALES},
     "small windows only": {"scales": MORE_SCALES[:1]},
+    "a softer softmax, tau 0.02": {"tau": .02},
+    "a softer softmax, tau 0.04": {"tau": .04},
     "the hottest box alone": {"max_boxes": 1},
 }
 WHEN = {       # spatial of the job, fields of ScoreOptions
@@ -153,7 +156,7 @@ def chosen(rows: Mapping[str, dict], measure: Measure, against: Against, first: 
 @dataclass(frozen=True, eq=False)
 class VideoMaps:
     "The windows of one video's sampled frames."
-    heat: dict[tuple, torch.Tensor]        # {(normal, phrases, scale): [T, h, w]}, eq. 11
+    heat: dict[tuple, torch.Tensor]        # {(normal, phrases, tau, scale): [T, h, w]}, eq. 11
     motion: dict[tuple, torch.Tensor]      # {scale: [T, h, w]}
     index: np.ndarray                      # int [T], sampled frames
     judged: np.ndarray                     # int [n], evaluated ones among them
@@ -163,9 +166,11 @@ class VideoMaps:
 
 
 def all_localizers(job: TrainJob, data: Data) -> dict[tuple, Localizer]:
-    "{(normal, phrases): localizer} of every list of sentences that an option may ask for."
-    lists = [(normal, phrases) for normal in ("paper", "extended") for phrases in ("all", "predicted")]
-    return {kind: new_localizer(job, data, normal=kind[0], phrases=kind[1], method="text") for kind in lists}
+    "{(normal, phrases, tau): localizer} of every equation 11 that an option may ask for."
+    taus = {LocalizerOptions().tau, *(changes["tau"] for changes in WHERE.values() if "tau" in changes)}
+    kinds = product(("paper", "extended"), ("all", "predicted"), sorted(taus))
+    return {(normal, phrases, tau): new_localizer(job, data, normal=normal, phrases=phrases, tau=tau,
+                                                  method="text") for normal, phrases, tau in kinds}
 
 
 def heat_of(localizer: Localizer, windows: torch.Tensor, labels: Labels) -> torch.Tensor:     # [n, h, w]
@@ -208,7 +213,7 @@ def heat_on(maps: VideoMaps, known: LocalizerOptions) -> np.ndarray:     # float
         background_frames(maps.truth.n_frames, maps.stride), maps.judged))
     layers = []
     for scale in known.scales:
-        grid = maps.heat[known.normal, known.phrases, scale]
+        grid = maps.heat[known.normal, known.phrases, known.tau, scale]
         median = median_of(grid[usual]) if known.background else None
         grid = refined(grid, known, maps.motion[scale], median)[judged]
         layers.append(spread_map(grid, maps.truth.size, *scale, maps.side, known.spread).numpy())

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'KEPT', 'LATER', 'PLAIN', 'LENGTH', 'LOOK', 'Scorer', 'DetectorError', 'DetectorOptions', 'anomalies',
-           'DetectorSettings', 'write_settings', 'read_localizer', 'read_settings', 'ScoredPart', 'whole', 'Rolling',
-           'make_localizer', 'Learned', 'split_part', 'smooth_stream', 'predicted_labels', 'ZeroShot', 'score_stream',
+           'DetectorSettings', 'write_settings', 'read_localizer', 'read_settings', 'ScoredPart', 'whole', 'split_part',
+           'smooth_stream', 'predicted_labels', 'Rolling', 'make_localizer', 'Learned', 'ZeroShot', 'score_stream',
            'some_videos', 'normal_threshold', 'check_request', 'find_spans', 'Event', 'find_events', 'clock',
            'KeyFrame', 'Detection', 'Detector']
 
@@ -151,6 +151,34 @@ def whole(parts: list[ScoredPart]) -> ScoredPart:
     joined = (np.concatenate([getattr(part, name) for part in parts]) for name in columns)
     return ScoredPart(*joined, seen=parts[-1].seen)
 
+# %% ../nbs/23_detector.ipynb #b313159
+def split_part(part: ScoredPart, n: int) -> tuple[ScoredPart, ScoredPart]:
+    "The first n samples, and the rest."
+    columns = [getattr(part, name) for name in ("index", "time", "scores", "classes")]
+    halves = slice(n), slice(n, None)
+    return tuple(ScoredPart(*(one[some] for one in columns), part.seen) for some in halves)
+
+
+def smooth_stream(parts: Iterable[ScoredPart], radius: int) -> Iterator[ScoredPart]:
+    "The same samples, each score the mean over so many on either side; a later one waits for them."
+    before, waiting = np.zeros(0), None
+    for part in parts:
+        waiting = part if waiting is None else whole([waiting, part])
+        if (n := len(waiting.scores) - radius) < 1: continue
+        now, waiting = split_part(waiting, n)
+        known = np.concatenate([before, now.scores, waiting.scores])
+        yield replace(now, scores=smoothed(known, radius)[len(before):len(before) + n])
+        before = known[:len(before) + n][max(0, len(before) + n - radius):]
+    if waiting is not None and len(waiting.scores):
+        known = smoothed(np.concatenate([before, waiting.scores]), radius)
+        yield replace(waiting, scores=known[len(before):])
+
+
+def predicted_labels(scored: ScoredPart, labels: Sequence[str], n_frames: int) -> np.ndarray:     # [n]
+    "The likeliest anomaly of each frame, by the sample at or before it."
+    before = np.searchsorted(scored.index, np.arange(n_frames), side="right") - 1
+    return likeliest(scored.classes, labels)[np.clip(before, 0, None)]
+
 # %% ../nbs/23_detector.ipynb #c016
 class Rolling:
     "Samples that wait for the model; never more than LENGTH and a chunk of them."
@@ -232,34 +260,6 @@ class Learned:
         if not rolling.stamps and rolling.motion.held is None: whole([])
         rolling.push(*rolling.motion.close())
         while rolling.queue: yield rolling.score()
-
-# %% ../nbs/23_detector.ipynb #b313159
-def split_part(part: ScoredPart, n: int) -> tuple[ScoredPart, ScoredPart]:
-    "The first n samples, and the rest."
-    columns = [getattr(part, name) for name in ("index", "time", "scores", "classes")]
-    halves = slice(n), slice(n, None)
-    return tuple(ScoredPart(*(one[some] for one in columns), part.seen) for some in halves)
-
-
-def smooth_stream(parts: Iterable[ScoredPart], radius: int) -> Iterator[ScoredPart]:
-    "The same samples, each score the mean over so many on either side; a later one waits for them."
-    before, waiting = np.zeros(0), None
-    for part in parts:
-        waiting = part if waiting is None else whole([waiting, part])
-        if (n := len(waiting.scores) - radius) < 1: continue
-        now, waiting = split_part(waiting, n)
-        known = np.concatenate([before, now.scores, waiting.scores])
-        yield replace(now, scores=smoothed(known, radius)[len(before):len(before) + n])
-        before = known[:len(before) + n][max(0, len(before) + n - radius):]
-    if waiting is not None and len(waiting.scores):
-        known = smoothed(np.concatenate([before, waiting.scores]), radius)
-        yield replace(waiting, scores=known[len(before):])
-
-
-def predicted_labels(scored: ScoredPart, labels: Sequence[str], n_frames: int) -> np.ndarray:     # [n]
-    "The likeliest anomaly of each frame, by the sample at or before it."
-    before = np.searchsorted(scored.index, np.arange(n_frames), side="right") - 1
-    return likeliest(scored.classes, labels)[np.clip(before, 0, None)]
 
 # %% ../nbs/23_detector.ipynb #c021
 class ZeroShot:
