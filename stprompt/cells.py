@@ -49,6 +49,7 @@ from .prompts import PHRASES
 from .released import released_benchmark
 from .results import plain
 from .source import code_hash
+from .variants import BEYOND
 
 # %% ../nbs/25b_cells.ipynb #c006
 class GridError(ValueError):
@@ -266,11 +267,11 @@ def facts_of(ground: Ground, job: TrainJob, row: Row, seed: int | None) -> str:
     "JSON of what a cell rests on; a job that looks at other videos has another ground."
     known, trains = ground.benchmark, seed is not None
     names = names_of(*([Training] if trains else []), *([Localization] if row.where or not trains else []))
-    names += ["variant"] if job.variant != "paper" else []
     facts = {"parameters": {name: getattr(job, name) for name in names},
              "benchmark": [known.name, known.sha256], "crops": job.crops if job.features else 0,
              "lengths": file_hash(job.frame_counts), "features": json.loads(ground.settings.as_json()),
              "device": ground.device, "phrases": file_hash(PHRASES)}
+    facts |= {"variant": file_hash(BEYOND)} if job.variant != "paper" else {}
     asked = ("make", "fitting", "where", "measure") if trains else ("locating",)
     calls = {name: getattr(row, name) for name in asked}
     facts |= {"seed": seed, "learning": dict(row.learning)} if trains else {"located": dict(row.located)}

@@ -9,6 +9,7 @@ __all__ = ['IOU_AIM', 'AUC_AIM', 'iou_against', 'Ablated', 'where_ablation', 'wh
 
 # %% ../nbs/27b_once.ipynb #c003
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ from .files import project_root
 from .grid import without_features
 from .metrics import Report, annotated_frames, box_ious, compare, frame_auc, gated, mean_iou
 from .progress import Bar
-from .results import code_identity, make_record, merge_seeds, write_record
+from .results import code_identity, make_record, merge_seeds, plain, write_record
 from .sweeps import add_tables, size_parts
 from .tables import as_table
 from .variants import Variant
@@ -105,11 +106,8 @@ def kept_variant(where: Chosen, when: Chosen, data: Data) -> Variant:
 
 
 def variant_text(variant: Variant) -> str:
-    "The lines that make it `variant='beyond'` in 22c_variants."
-    places = ", ".join(f"{name!r}: {value!r}" for name, value in variant.localizer.items())
-    return "\n".join([f"BEYOND = Variant({variant.spatial!r}, {variant.queries!r},",
-                      f"                 {{{places}}},", f"                 {variant.scores!r},",
-                      f"                 {variant.chosen_on!r})"])
+    "What makes it `variant='beyond'`: the text of assets/beyond.json."
+    return json.dumps(plain(asdict(variant), "beyond.json"), indent=1)
 
 # %% ../nbs/27b_once.ipynb #c012
 @dataclass(frozen=True)
