@@ -193,14 +193,14 @@ def test_batches_and_chunks_change_nothing(clip):
     assert torch.allclose(clip.windows(PICTURES[1:2]), windows[0][1:2], atol=1e-5)
     crops, small_crops = (one.windows(PICTURES[:1], mode="crop") for one in (clip, small))
     assert torch.allclose(crops, small_crops, atol=1e-5)
-    assert clip.frames(PICTURES[:0]).shape == (0, 128)
-    assert clip.windows(PICTURES[:0]).shape == (0, 7, 7, 128)
-    assert clip.windows(PICTURES[:0], mode="crop").shape == (0, 7, 7, 128)
+    assert clip.frames(PICTURES[:0]).shape == (0, 192)
+    assert clip.windows(PICTURES[:0]).shape == (0, 7, 7, 192)
+    assert clip.windows(PICTURES[:0], mode="crop").shape == (0, 7, 7, 192)
 
 
 def test_features_may_be_trained_on(clip):
     "No inference tensors: a head on top of `.frames` and `.text` can be trained."
-    head = torch.nn.Linear(128, 1)
+    head = torch.nn.Linear(192, 1)
     parts = clip.frames(PICTURES), clip.text(["fire"]), clip.windows(PICTURES[:1])
     sum(head(part).sum() for part in parts).backward()
     assert head.weight.grad.abs().sum() > 0
@@ -291,7 +291,7 @@ def test_prompts_refuse_what_does_not_fit(clip):
     with pytest.raises(BackboneError, match="exceed the 77"):
         clip.prompts(torch.zeros(75, clip.token_width), ["fire"])
     just = clip.prompts(torch.zeros(74, clip.token_width), ["fire"])     # 74 + [start] fire [end] = 77
-    assert just.shape == (1, 128)
+    assert just.shape == (1, 192)
     for context in (torch.zeros(8, 64), torch.zeros(clip.token_width)):
         with pytest.raises(BackboneError, match=r"expected \[L, 128\]"): clip.prompts(context, ["fire"])
 

@@ -132,7 +132,7 @@ def test_an_image_folder_and_odd_sizes(clip, settings, tmp_path):
     for n in range(6):
         cv2.imwrite(str(tmp_path / "frames" / f"{n:03d}.png"), np.full((31, 47, 3), 40 * n, np.uint8))
     f = extract_video(tmp_path / "frames", clip, settings)
-    assert f.n_frames == 6 and f.size == (31, 47) and f.frame.shape == (2, 128)
+    assert f.n_frames == 6 and f.size == (31, 47) and f.frame.shape == (2, 192)
     assert extract_video(film(tmp_path / "odd.mp4", 5, (33, 47)), clip, settings).n_frames == 5
 
 def test_a_variable_frame_rate_keeps_its_times(clip, settings, tmp_path):
