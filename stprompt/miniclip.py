@@ -420,7 +420,7 @@ def cosines(videos: Sequence[torch.Tensor]) -> tuple[float, float]:     # of fea
     within = [((x.sum(0) ** 2).sum() - len(x)) / (len(x) * (len(x) - 1)) for x in unit]
     means = torch.stack([x.mean(0) for x in unit])
     between = (means @ means.T)[torch.triu_indices(len(unit), len(unit), 1).unbind()]
-    return float(torch.stack(within).median()), float(between.median())
+    return torch.stack(within).median().item(), between.median().item()
 
 # %% ../nbs/40_miniclip.ipynb #c038
 def compose(

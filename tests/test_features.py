@@ -103,9 +103,9 @@ def test_extraction_is_the_definition(clip, video, mode, window, step):
         f = extract_video(video, clip, chosen, chunk)
         assert torch.allclose(f.frame, clip.frames(all_at_once.images), atol=1e-4)
         assert torch.allclose(f.windows, windows, atol=1e-4) and torch.allclose(f.motion, mo, atol=1e-3)
-        assert f.aggregates.keys() == {"average", "attention", "selection_average", "sa2"}
+        assert f.aggregates.keys() == {"average", "attention", "selection_average", "sa2", "sa2_motion"}
         for row, got in f.aggregates.items():
-            assert torch.allclose(got, aggregate(windows, mo, 4, row), atol=1e-3), row
+            assert torch.allclose(got, aggregate(windows, mo, 4, row), atol=1e-3, rtol=1e-3), row
         assert f.frame_index.tolist() == list(range(0, 42, 5))
         assert np.allclose(f.time, f.frame_index / 25, atol=1e-6)
         assert f.n_frames == 42 and f.size == (64, 96) and f.fps == pytest.approx(25)

@@ -117,7 +117,7 @@ def test_the_other_jobs_name_it_too(job, wrong, words):
 def test_the_seeds_job_runs_to_its_end(tmp_path):
     record = run("seeds", tmp_path, size="small", seeds="0,1", epochs=1, device="cpu")
     assert record["seeds"] == [0, 1] and "std" in record["metrics"]["frame_auc"]
-    assert len(record["more"]["stages"]) == 10 and len(record["more"]["localizers"]) == 4
+    assert len(record["more"]["stages"]) == 20 and len(record["more"]["localizers"]) == 4
     assert {"localizer", "lambda", "best trivial"} <= set(record["more"]["choices"][0])
     assert (tmp_path/"table.md").read_text().count("\n## ") == 3 and (tmp_path/"localization.png").exists()
     assert not list(tmp_path.glob(".*")) and not (tmp_path/"trainings").exists()     # nothing to go on from

@@ -140,7 +140,7 @@ class Row(Options, error=MotionError): spatial: Spatial = "sa2"
 
 
 def test_the_rows_of_table_5_stand_in_its_order():
-    assert spatial_names() == ("none", "average", "attention", "selection_average", "sa2")
+    assert spatial_names() == ("none", "average", "attention", "selection_average", "sa2", "sa2_motion")
     assert [Row(name).spatial for name in spatial_names()] == list(spatial_names())
 
 def test_a_row_of_ones_own_is_one_line(monkeypatch):

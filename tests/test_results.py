@@ -51,8 +51,8 @@ def test_the_record_has_every_field_of_the_schema(tmp_path):
 
 
 def test_the_page_of_a_committed_record_is_the_committed_page():
-    "The format of table.md: what write_record makes of results/surv_fight today is what lies there."
-    folder = Path(__file__).resolve().parent.parent / "results" / "surv_fight" / "train"
+    "The format of table.md: what write_record makes of ministreet-small/train today is what lies there."
+    folder = Path(__file__).resolve().parent.parent / "results" / "ministreet-small" / "train"
     record = R.RunRecord(**json.loads((folder / "metrics.json").read_text()))
     assert R.table_page(record) == (folder / "table.md").read_text()
 
@@ -159,7 +159,7 @@ def test_the_index_of_the_committed_results_can_be_made(tmp_path):
         assert R.index_section(path.parent, results).startswith("## ")
         n += 1
     assert n >= 6
-    page = R.index_section(results / "surv_fight" / "train", results)
+    page = R.index_section(results / "surv_fight" / "footage", results)
     again = next(line for line in page.splitlines() if line.startswith("Again: "))
-    assert again.startswith("Again: `papermill nbs/train.ipynb out/train.ipynb -r ")
-    assert "-r dataset folder -r root ../shared/data/surv_fight" in again
+    assert again.startswith("Again: `papermill nbs/footage.ipynb out/footage.ipynb -r ")
+    assert "-r root ../shared/data/surv_fight" in again
