@@ -133,7 +133,7 @@ def ffn(dim: int, expansion: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, expansion * dim), QuickGELU(), nn.Linear(expansion * dim, dim))
 
 # %% ../nbs/10_adapter.ipynb #c030
-WIDE, SLOPE = 1024, 1.702     # hidden numbers from which the fused form is taken; QuickGELU's factor
+WIDE, SLOPE = 512, 1.702     # hidden numbers from which the fused form is taken; QuickGELU's factor
 
 
 class FusedFFN(torch.autograd.Function):

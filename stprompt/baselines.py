@@ -388,6 +388,6 @@ class SultaniPatches(Sultani):
         if shape is None or shape[:2] != list(mask.shape) or shape[-1] < D or shape[-1] % D:
             raise ModelError(f"spatial: this model wants all windows, [B, T, n x {D}], found {shape}; "
                              "extract with keep_windows=True")
-        windows = spatial.float().masked_fill(~mask[..., None], 0).unflatten(-1, (-1, D))
-        return self.say(self.window_scores(windows).amax(-1))
+        real = self.window_scores(spatial[mask].float().unflatten(-1, (-1, D))).amax(-1)
+        return self.say(real.new_zeros(mask.shape).masked_scatter(mask, real))
 

@@ -77,6 +77,7 @@ WHEN = {       # spatial of the job, fields of ScoreOptions
     "evidence of windows, 1/4": {"evidence": .25},
     "evidence of windows, 1/2": {"evidence": .5},
     "evidence of windows, 3/4": {"evidence": .75},
+    "evidence of windows alone": {"evidence": 1.},
     "scores over 3 samples": {"smooth": 1},
     "scores over 5 samples": {"smooth": 2},
     "scores over 9 samples": {"smooth": 4},

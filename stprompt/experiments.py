@@ -371,14 +371,14 @@ class Fitted:
         return f"{type(self.model).__name__}, {count:,} trainable parameters; {self.history}"
 
 
-def new_model(job: TrainJob, data: Data) -> STPrompt:
+def new_model(job: TrainJob, data: Data, **changes: Any) -> STPrompt:     # fields of STPromptOptions
     "The untrained detector that the job asks for."
     torch.manual_seed(job.seed)
     shape = {name: getattr(job, name) for name in (
         "adapter", "layers", "sigma", "prompt_length", "spatial", "branches", "normalize")}
     clip = data.clip
     return STPrompt(STPromptOptions(dim=clip.dim, token_width=clip.token_width, clip=clip.identity,
-                                    classes=data.benchmark.classes, **shape)).to(clip.device)
+                                    classes=data.benchmark.classes, **{**shape, **changes})).to(clip.device)
 
 
 def validator(data: Data) -> Callable | None:     # model -> percent

@@ -134,7 +134,8 @@ METHODS = (     # lr and weight decay: of the paper or its code, where that uses
     *map(cited, list(CITED)[8:]),
     baseline("CLIP-TSA", CLIPTSA, lr=1e-3, weight_decay=5e-3),
     baseline("OPVAD", OPVAD, make=new_opvad, lr=1e-4),
-    Method("VadCLIP", VADCLIP, "whole, its code's form", new_vadclip, lambda one: vadclip_settings(one)[1]),
+    Method("VadCLIP", VADCLIP, "whole, its code's form; places in time for the longest training video, "
+           "at most 256", new_vadclip, lambda one: vadclip_settings(one)[1]),
     Method("STPrompt", STPROMPT, "whole", new_model),
 )
 

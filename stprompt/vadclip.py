@@ -499,7 +499,8 @@ def new_vadclip(job: TrainJob, data: Data, **changes: Any) -> VadCLIP:     # fie
     "An untrained VadCLIP for a job: fit(job, data, make=new_vadclip, **vadclip_settings(job.dataset)[1])."
     torch.manual_seed(job.seed)
     clip, shape = data.clip, vadclip_settings(job.dataset)[0]
-    shape |= {"length": job.max_length, "window": min(shape["window"], job.max_length)}
+    length = min(job.max_length, max(data.length(item.id) for item in data.benchmark.train))
+    shape |= {"length": length, "window": min(shape["window"], length)}
     own = {"dim": clip.dim, "token_width": clip.token_width, "positions": clip.positions,
            "classes": data.benchmark.classes, "clip": clip.identity}
     return VadCLIP(VadCLIPOptions(**{**own, **shape, **changes})).to(clip.device)
