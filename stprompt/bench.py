@@ -531,6 +531,7 @@ def bench_precision(name: str, weights: str | None, count: int = 8, crops: int =
 # %% ../nbs/41_bench.ipynb #c045
 def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
     "Every row, each stage named as it begins."
+    from stprompt.vadclip_bench import bench_vadclip
     rows, say = [], lambda what: print("measuring", what, "...", flush=True)
     for name, weights, count, stride in (("ViT-B-16", "random", 1, 16), ("mini", None, 8, 4)):
         say(name)
@@ -544,7 +545,8 @@ def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
     say("the detector")
     rows += bench_detector()
     say("a training step")
-    rows.append(bench_training(FrozenCLIP.load("ViT-B-16", "random", "cpu")))
+    large = FrozenCLIP.load("ViT-B-16", "random", "cpu")
+    rows += [bench_training(large), *bench_vadclip(large)]
     say("fidelity, adapter, memory")
     rows += [*fidelity(clip), bench_adapter(), long_adapter(), bench_memory()]
     if quick: return rows
