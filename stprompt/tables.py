@@ -289,7 +289,8 @@ def table_text(title: str, results: Results, parts: Mapping[str, pd.DataFrame], 
         f"Benchmark {escaped(ground.benchmark.name)} ({ground.benchmark.sha256[:12]}), backbone "
         f"{escaped(clip['name'])} / {escaped(clip['weights'])}, {ground.device}; code {code['commit'][:40]}"
         f"{' with local changes' if code['dirty'] else ''}."]
-    for heading, items in (("Where the job is not at STPrompt's own setting:", departures(job)), ("To know:", results.notes)):
+    own = "Where the job is not at STPrompt's own setting:"
+    for heading, items in ((own, departures(job)), ("To know:", results.notes)):
         if items: lines.append("\n".join([heading, "", *(f"- {escaped(item)}" for item in items)]))
     return "\n\n".join(lines) + "\n"
 
