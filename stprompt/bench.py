@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['seconds', 'ratio', 'row', 'street_pictures', 'bench_windows', 'fidelity', 'bench_text', 'peak_mb', 'child', 'alone',
            'hold', 'linear_at', 'bench_adapter', 'long_adapter', 'tower_products', 'step_products', 'bare_products',
-           'random_trainer', 'bench_training', 'moving_square', 'mini_clip', 'extract_alone', 'bench_memory',
-           'street_clips', 'bench_extraction', 'worker', 'one_against_two', 'contents', 'bench_processes',
-           'street_film', 'detect_alone', 'bench_detector', 'effect_row', 'effect_metrics', 'bench_effect',
-           'encoder_flops', 'per_second', 'peak_flops', 'machine_rates', 'machine_rows', 'bench_machine', 'features_of',
+           'bench_training', 'moving_square', 'mini_clip', 'extract_alone', 'bench_memory', 'street_clips',
+           'bench_extraction', 'worker', 'one_against_two', 'contents', 'bench_processes', 'street_film',
+           'detect_alone', 'bench_detector', 'effect_row', 'effect_metrics', 'bench_effect', 'encoder_flops',
+           'per_second', 'peak_flops', 'machine_rates', 'machine_rows', 'bench_machine', 'features_of',
            'bench_precision', 'measure', 'write_bench', 'run_bench']
 
 # %% ../nbs/41_bench.ipynb #c003
@@ -52,7 +52,6 @@ from .decoding import Ended, decoded, prepared
 from stprompt.features import (
     FeatureSettings,
     FeatureStore,
-    VideoFeatures,
     extract,
     extract_video,
     pick_workers,
@@ -61,6 +60,7 @@ from stprompt.features import (
 from .files import cache_dir, project_root, write_atomic
 from .ministreet import Draw, frames, make_plan
 from .results import markdown, provenance, write_json
+from .vadclip_loops import training_steps
 from .video import read_frames, write_video
 
 # %% ../nbs/41_bench.ipynb #c006
@@ -239,33 +239,23 @@ def bare_products(
     return work
 
 # %% ../nbs/41_bench.ipynb #train5
-def random_trainer(clip: FrozenCLIP, batch: int, length: int) -> Any:
-    "A Trainer of UCF-Crime's 14 classes on random features, half of the videos normal."
-    from stprompt.learner import LearnerOptions, Trainer
-    from stprompt.model import STPrompt, STPromptOptions
-    labels, draw, index = list(UCF_CRIME), torch.Generator().manual_seed(0), np.arange(length)
-    part = lambda: torch.randn(length, clip.dim, generator=draw)
-    features = [VideoFeatures(part(), index, index / 2, length, 30., (240, 320), {"sa2": part()})
-                for _ in range(batch)]
-    train = [(str(i), found, labels[(1 + i // 2 % 13) * (i % 2)]) for i, found in enumerate(features)]
-    shape = STPromptOptions(dim=clip.dim, token_width=clip.token_width, classes=UCF_CRIME)
-    torch.manual_seed(0)
-    return Trainer(STPrompt(shape), clip, train, LearnerOptions(batch=batch, device=str(clip.device)))
-
-
-def bench_training(clip: FrozenCLIP, batch: int = 128, length: int = 256, runs: int = 3) -> dict[str, str]:
-    "One row: the matrix products of a training step alone over the step."
-    trainer, tower = random_trainer(clip, batch, length), clip.model.transformer
+def bench_training(clip: FrozenCLIP, batch: int = 128, length: int = 256, runs: int = 3) -> list[dict]:
+    "Three rows: a step's products alone over it; VadCLIP's in loops over ours; VadCLIP's over STPrompt's."
+    steps, tower = training_steps(clip, batch, length), clip.model.transformer
     tokens = tokens_of(clip.tokenizer, list(UCF_CRIME.values()))[0].shape[1] + 8      # 8 learnable ones
     shapes = step_products(batch, length, clip.dim, len(UCF_CRIME)) + tower_products(
         len(UCF_CRIME), tokens, clip.token_width, tower.resblocks[0].attn.num_heads, len(tower.resblocks),
         clip.dim)
-    step = lambda: trainer.step(np.arange(batch), "the bench")
-    bare, whole = ratio(bare_products(shapes, clip.device), step, runs)
+    bare, whole = ratio(bare_products(shapes, clip.device), steps.stprompt, runs)
     flop = 2 * sum(n * m * k * p for n, m, k, p in shapes)
-    note = (f"batch {batch}, T = {length}, D = {clip.dim}, {len(UCF_CRIME)} classes, "
-            f"{flop / 1e9:.0f} GFLOP; the products alone at {flop / bare / 1e9:.0f} GFLOP/s, {clip.device}")
-    return row("training step: products alone / step", clip.identity["name"], (bare, whole), ">= 0.8", note)
+    size, name = f"batch {batch}, T = {length}, D = {clip.dim}, {clip.device}", clip.identity["name"]
+    note = f"{size}; {flop / 1e9:.0f} GFLOP, the products alone at {flop / bare / 1e9:.0f} GFLOP/s"
+    gap = f"{size}; lengths from T / 4; outputs differ by {steps.gap:.0e} at most, 1e-4 allowed"
+    return [row("training step: products alone / step", name, (bare, whole), ">= 0.8", note),
+            row("training step: VadCLIP in loops / VadCLIP", name, ratio(steps.looped, steps.ours, runs),
+                ">= 1.3", gap),
+            row("training step: VadCLIP / STPrompt", name, ratio(steps.vadclip, steps.stprompt, runs), "",
+                size)]
 
 # %% ../nbs/41_bench.ipynb #c021
 def moving_square(path: str | Path, count: int) -> Path:
@@ -531,7 +521,6 @@ def bench_precision(name: str, weights: str | None, count: int = 8, crops: int =
 # %% ../nbs/41_bench.ipynb #c045
 def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
     "Every row, each stage named as it begins."
-    from stprompt.vadclip_bench import bench_vadclip
     rows, say = [], lambda what: print("measuring", what, "...", flush=True)
     for name, weights, count, stride in (("ViT-B-16", "random", 1, 16), ("mini", None, 8, 4)):
         say(name)
@@ -545,8 +534,7 @@ def measure(quick: bool, films: Sequence[Path]) -> list[dict]:
     say("the detector")
     rows += bench_detector()
     say("a training step")
-    large = FrozenCLIP.load("ViT-B-16", "random", "cpu")
-    rows += [bench_training(large), *bench_vadclip(large)]
+    rows += bench_training(FrozenCLIP.load("ViT-B-16", "random", "cpu"))
     say("fidelity, adapter, memory")
     rows += [*fidelity(clip), bench_adapter(), long_adapter(), bench_memory()]
     if quick: return rows
