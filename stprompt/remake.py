@@ -61,8 +61,9 @@ def experiments(
     ped2: str = "",           # folder of UCSD Ped2
 ) -> list[Experiment]:
     "What results/ holds, in the order in which it is made."
+    more = FEWER_SEEDS | ({"beyond": {"ped2": ped2}} if ped2 else {})
     found = [Experiment("train", "ministreet-small/train"), Experiment("seeds", "ministreet-full/seeds"),
-             *(Experiment(f"reproduce/{name}", f"ministreet-full/{name}", FEWER_SEEDS.get(name, {}))
+             *(Experiment(f"reproduce/{name}", f"ministreet-full/{name}", more.get(name, {}))
                for name in REPRODUCED)]
     own = {"dataset": "folder", "root": clips}
     if clips: found += [Experiment("footage", f"{Path(clips).name}/footage", {"root": clips}),
