@@ -372,12 +372,19 @@ class SultaniPatches(Sultani):
               "read in STPrompt's words only")
     keeps = "windows as instances of the ranking, as STPrompt's section 3.1 describes it"
     leaves_out = ("what else that report has, its boxes too; smoothness and sparsity are those of a frame's "
-                  "highest window")
+                  "highest window, which is found without dropout")
     shape = PatchOptions
 
     def window_scores(self, windows: torch.Tensor) -> torch.Tensor:     # float [..., D] -> [...] in [0, 1]
         "Of each window for itself."
         return self.layers(F.normalize(windows, dim=-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def highest(self, windows: torch.Tensor) -> torch.Tensor:     # [N, n, D] -> int [N]
+        "Each frame's highest window, found without dropout: it alone has a gradient."
+        still = nn.Sequential(*(one for one in self.layers if not isinstance(one, nn.Dropout)))
+        parts = windows.split(64)     # a few frames at a time stay in the processor's cache
+        return torch.cat([still(F.normalize(part.float(), dim=-1)).squeeze(-1).argmax(1) for part in parts])
 
     def forward(
         self, frame: torch.Tensor, spatial: torch.Tensor | None = None, lengths: torch.Tensor | None = None,
@@ -388,6 +395,7 @@ class SultaniPatches(Sultani):
         if shape is None or shape[:2] != list(mask.shape) or shape[-1] < D or shape[-1] % D:
             raise ModelError(f"spatial: this model wants all windows, [B, T, n x {D}], found {shape}; "
                              "extract with keep_windows=True")
-        real = self.window_scores(spatial[mask].float().unflatten(-1, (-1, D))).amax(-1)
+        windows = spatial[mask].unflatten(-1, (-1, D))                              # of real frames
+        real = self.window_scores(windows[torch.arange(len(windows)), self.highest(windows)].float())
         return self.say(real.new_zeros(mask.shape).masked_scatter(mask, real))
 
