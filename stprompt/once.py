@@ -10,6 +10,7 @@ __all__ = ['IOU_AIM', 'AUC_AIM', 'iou_against', 'Ablated', 'where_ablation', 'wh
 # %% ../nbs/27b_once.ipynb #c003
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -230,4 +231,5 @@ def record_beyond(
                        notebook=project_root()/"nbs"/"reproduce"/"beyond.ipynb", **known)
     write_record(out, kept)
     add_tables(out, **tables)
+    for left in list(Path(out).rglob("trainings")): shutil.rmtree(left)     # nothing is left to go on from
     return files_in(out)

@@ -341,7 +341,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert replace(variant, chosen_on="", localizer={}) == Variant()
     assert set(names["where"].alone["surely helps"]) == {"", "cannot tell"}
     assert (table["faithful"] == table["beyond"]).all() and table.loc["mean IoU", "reached"] == "no"
-    assert names["real"].empty and len(names["where"].alone) == 15 and len(names["when"].alone) == 12
+    assert names["real"].empty and len(names["where"].alone) == 15 and len(names["when"].alone) == 13
     saved = json.loads((tmp_path/"metrics.json").read_text())
     assert {"once", "where_options", "when_options", "where_steps", "when_steps"} <= set(saved["more"])
     assert "once_ped2" not in saved["more"] and "Beyond the paper on ministreet-small" in saved["experiment"]
