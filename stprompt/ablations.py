@@ -20,6 +20,7 @@ import pandas as pd
 from pydantic import Field
 
 from .cells import Row
+from .datasets import UCF_CRIME
 from .experiments import JobError, TrainJob, new_model
 from .files import project_root
 from .grid import Results, SweepPlan, plan, sweep
@@ -136,7 +137,7 @@ OF_VIDEOS = "stride", "k", "fusion"     # published features have no choice of t
 
 def own_value(job: TrainJob, name: str) -> int | float:     # a key of NAMED
     "What the job has; tau is the model's."
-    return STPromptOptions().tau if name == "tau" else getattr(job, name)
+    return STPromptOptions(classes=UCF_CRIME).tau if name == "tau" else getattr(job, name)
 
 
 def named_row(job: TrainJob, name: str, value: int | float) -> Row:
