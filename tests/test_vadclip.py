@@ -475,7 +475,7 @@ def test_the_whole_job_on_published_features(tmp_path):
     learning = vadclip_settings("ucf_crime")[1] | {"epochs": 6, "lr": 1e-3, "batch": 8}
     fitted = fit(job, data, make=new_vadclip, **learning)
     assert fitted.epochs == 6 and len(fitted.history.losses) == 6
-    assert fitted.model.options.length == 32 and fitted.model.options.texts[8] == "road accident"
+    assert fitted.model.options.length == 20 and fitted.model.options.texts[8] == "road accident"
     scored = score(fitted, data)
     assert all(np.isfinite(one).all() and one.shape[1] == 14 for one in scored.classes.values())
     untrained = new_vadclip(job, data).eval().store_text(data.clip)
