@@ -51,7 +51,8 @@ def write_atomic(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f".{short_name(path.name)}.*.part"):
-        if time.time() - old.stat().st_mtime > STALE: old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):     # its process has moved it into place since
+            if time.time() - old.stat().st_mtime > STALE: old.unlink()
     part = path.with_name(f".{short_name(path.name)}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.write_bytes(printable(data).encode() if isinstance(data, str) else data)

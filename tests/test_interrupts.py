@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from test_jobs import contents, make_clips
 
 from stprompt.command import main
 from stprompt.experiments import TrainJob, fit, locate, prepare, record, score, training_file
+from stprompt.files import write_atomic
 from stprompt.learner import Trainer
 from stprompt.metrics import Report
 from stprompt.sweeps import SeedJob, run_seeds, seed_table
@@ -250,6 +252,17 @@ def full_after(monkeypatch, n, number):
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+def test_many_writers_of_one_file_do_not_trip_over_each_other(tmp_path, monkeypatch):
+    "Each looks for what killed ones left, and another's half is in place before its age is asked."
+    note, found = tmp_path / "settings.json", Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*found(self, pattern), self / "moved.part"])
+    assert write_atomic(note, "one").read_text() == "one"
+    monkeypatch.undo()
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda number: write_atomic(note, str(number)), range(400)))
+    assert [one.name for one in tmp_path.iterdir()] == [note.name] and int(note.read_text()) in range(400)
 
 
 @pytest.mark.parametrize("number, remedy", [
