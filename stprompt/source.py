@@ -72,7 +72,7 @@ def parts_of(module: str) -> Parts:     # such as stprompt.metrics
     return Parts(text, used, taken_by(tree, package))
 
 # %% ../nbs/00_source.ipynb #c011
-CARRIERS = "stprompt.files", "stprompt.progress"     # they carry numbers and make none
+CARRIERS = "stprompt.files", "stprompt.progress", "stprompt.source"     # none of them makes a number
 
 
 def place_of(root: Callable | str) -> tuple[str, str]:     # a function or class, or its "module:name"
