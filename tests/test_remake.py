@@ -71,3 +71,14 @@ def test_the_command_names_a_folder_that_is_not_there():
     done = subprocess.run([sys.executable, "-m", "stprompt.remake", "--plan", "--clips", "nowhere"],
                           cwd=project_root(), capture_output=True, text=True)
     assert done.returncode == 2 and "nowhere: there is no such folder" in done.stderr
+
+
+def test_an_experiment_of_many_tables_is_there_when_they_are(tmp_path):
+    asked = next(one for one in experiments() if one.folder.endswith("/parameters"))
+    folder = tmp_path/asked.folder
+    (folder/"tau").mkdir(parents=True)
+    (folder/"parameters.ipynb").write_text("{}")
+    (tmp_path/MADE).write_text(json.dumps({asked.folder: rests_on(asked)}))
+    assert why_again(asked, tmp_path) == "*/metrics.json is missing"
+    (folder/"tau"/"metrics.json").write_text("{}")
+    assert why_again(asked, tmp_path) == ""
