@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PATHS_IN', 'SOURCES', 'LIBRARIES', 'PAPER', 'HEADLINE', 'TOP', 'ResultError', 'plain', 'write_json', 'code_identity',
            'versions', 'cpu_model', 'machine', 'provenance', 'metric_table', 'markdown', 'merge_seeds', 'merge_sizes',
-           'size_table', 'RunRecord', 'make_record', 'table_page', 'write_record', 'tidy_notebook', 'command_of',
-           'cell_text', 'headline', 'index_section', 'write_index']
+           'size_table', 'RunRecord', 'make_record', 'table_page', 'write_record', 'tidy_notebook', 'executed_books',
+           'command_of', 'cell_text', 'headline', 'index_section', 'write_index']
 
 # %% ../nbs/22_results.ipynb #c002
 import ast
@@ -306,10 +306,15 @@ def tidy_notebook(path: str | Path) -> Path:
     return write_atomic(path, text.replace(f"{project_root()}/", "").replace(str(project_root()), "."))
 
 # %% ../nbs/22_results.ipynb #c032
+def executed_books(folder: Path) -> list[Path]:     # a folder with metrics.json
+    "The notebooks that lie beside the numbers, else those one folder above."
+    return sorted(folder.glob("*.ipynb")) or sorted(folder.parent.glob("*.ipynb"))
+
+
 def command_of(folder: Path, saved: dict) -> str:     # a folder with metrics.json, and what that holds
     "The command that makes an experiment again, as its record or its executed notebook has it; else ''."
     if "command" in saved.get("more", {}): return saved["more"]["command"]
-    for book in folder.glob("*.ipynb"):
+    for book in executed_books(folder):
         cells = [cell for cell in json.loads(book.read_text())["cells"] if cell["cell_type"] == "code"]
         given = [cell for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])]
         lines = ast.parse("".join(line for cell in given for line in cell["source"])).body
@@ -353,8 +358,9 @@ def index_section(folder: Path, root: Path) -> str:     # a folder with metrics.
     code, machine, link = saved["code"], saved["machine"], folder.relative_to(root)
     command, notes = command_of(folder, saved), folder/"notes.md"
     started = f", started {saved['started']}" if "started" in saved else ""
-    files = [one.name for kind in ("metrics.json", "table.md", "*.png", "*.ipynb", "model")
-             for one in sorted(folder.glob(kind))]
+    kinds, books = ("metrics.json", "table.md", "*.png", "model"), executed_books(folder)
+    files = [one.relative_to(root) for kind in kinds for one in sorted(folder.glob(kind))]
+    files += [one.relative_to(root) for one in books if one.is_relative_to(root)]
     paper = f"Paper: {escaped(saved['paper'])}." if saved.get("paper") else "Not a table of the paper."
     parts = [
         f"## {escaped(saved['experiment'])}",
@@ -365,7 +371,7 @@ def index_section(folder: Path, root: Path) -> str:     # a folder with metrics.
         f"Code {code['commit'][:40]}{' with local changes' if code['dirty'] else ''}; "
         f"{escaped(machine['cpu'])}, GPU {escaped(machine['gpu'])}, torch {machine['torch']}; "
         f"{saved.get('seconds', saved.get('training_seconds', 0)):.0f} s{started}.",
-        "Files: " + ", ".join(f"[{escaped(name)}]({quote(f'{link}/{name}')})" for name in files),
+        "Files: " + ", ".join(f"[{escaped(one.name)}]({quote(one.as_posix())})" for one in files),
     ]
     return "\n\n".join(filter(None, parts))
 
