@@ -24,7 +24,7 @@ from .features import VideoFeatures
 from .learner import LearnerOptions, Trainer
 from .losses import LossOutput
 from .model import FrameDetector, Output, STPrompt, STPromptOptions
-from .vadclip import VadCLIP, VadCLIPOptions, WindowBlock, normal_contrast
+from .vadclip import FrameBlock, VadCLIP, VadCLIPOptions, normal_contrast
 
 # %% ../nbs/30c_vadclip_loops.ipynb #c005
 def looped_similarity(x: torch.Tensor, mask: torch.Tensor, threshold: float = .7) -> torch.Tensor:
@@ -45,9 +45,9 @@ def repeated_distance(mask: torch.Tensor, sigma: float) -> torch.Tensor:     # f
     return torch.exp(-torch.cdist(place, place, p=1) / sigma).repeat(len(mask), 1, 1)
 
 
-def masked_windows(block: WindowBlock, x: torch.Tensor) -> torch.Tensor:     # float [B, T, D]
+def masked_windows(block: FrameBlock, x: torch.Tensor, span: int) -> torch.Tensor:     # float [B, T, D]
     "A transformer layer over all pairs of frames, those of other windows masked."
-    T, span = x.shape[1], block.window
+    T = x.shape[1]
     window = (torch.arange(T, device=x.device) // span).clamp(max=max(0, -(-T // span) - 1 - (T % span > 0)))
     apart = torch.zeros(T, T, device=x.device).masked_fill(window[:, None] != window, -torch.inf)
     y = block.ln_1(x)
@@ -97,7 +97,7 @@ class LoopedVadCLIP(VadCLIP):
     def adapted(self, frame: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:     # float [B, length, D]
         "LGT-Adapter."
         x, bend = frame + self.frame_position_embeddings.weight, QuickGELU()
-        for block in self.temporal["resblocks"]: x = masked_windows(block, x)
+        for block in self.temporal["resblocks"]: x = masked_windows(block, x, self.options.window)
         alike = looped_similarity(x, mask, self.options.threshold)
         near = repeated_distance(mask, self.options.sigma)
         first = bend(self.gc2(bend(self.gc1(x, alike)), alike))

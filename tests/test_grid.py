@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from stprompt.ablations import SIGMA, TABLE_4, TABLE_5, TABLE_6, GridJob
 from stprompt.cells import GridError, Row, read_cell
 from stprompt.experiments import TrainJob, prepare
 from stprompt.files import project_root
-from stprompt.grid import collect, data_of, plan, seconds_left, sweep
+from stprompt.grid import collect, data_of, plan, seconds_left, sweep, that_fit
 from stprompt.learner import Trainer
 from stprompt.metrics import compare
 from stprompt.source import code_hash
@@ -441,6 +442,18 @@ def test_the_parameters_of_a_notebook_are_those_of_its_job(name):
     given, plain = GridJob(**values), GridJob()
     changed = {key: getattr(given, key) for key in values if getattr(given, key) != getattr(plain, key)}
     assert changed == {"size": "full"} and all(comments(GridJob).values())
+
+
+@pytest.mark.parametrize("held, beside", [(10**8, 2), (10**9, 1), (10**12, 1)])
+def test_two_processes_stay_under_eight_gib(monkeypatch, held, beside):
+    "However much is free: two of a gigabyte of windows would not."
+    for name, value in {"virtual_memory": dict(available=2**40), "Process": dict(
+            memory_info=lambda: SimpleNamespace(rss=3 * 2**29))}.items():
+        monkeypatch.setattr(f"stprompt.grid.psutil.{name}", lambda value=value: SimpleNamespace(**value))
+    monkeypatch.setattr("stprompt.grid.memory_of", lambda data: held)
+    assert that_fit(2, None) == beside
+    monkeypatch.setattr("stprompt.grid.psutil.virtual_memory", lambda: SimpleNamespace(available=2**30))
+    assert that_fit(2, None) == 1
 
 
 @pytest.mark.parametrize("name, rows", [("table_5", 5), ("table_6", 3)])
