@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import torch
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 
 from stprompt.cells import (
     Cell,
@@ -248,6 +249,8 @@ def answers(cells: Sequence[Cell], processes: int) -> Iterator[tuple[str, str]]:
         except BrokenProcessPool:
             raise GridError("a process that made cells was killed, most often for want of memory; finished "
                             "cells are kept: start again with fewer side by side, processes=1") from None
+        finally:     # they would wait for more, with all their memory
+            if processes > 1: get_reusable_executor().shutdown(kill_workers=True)
 
 
 def make_all(cells: dict[str, Cell], processes: int, bar: Bar) -> dict[str, str]:
