@@ -48,6 +48,21 @@ def test_what_a_result_rests_on_is_code_and_not_words(tmp_path, monkeypatch):
     assert with_first_line("more = 1\n") != before
 
 
+def test_features_that_share_their_windows_come_first_and_are_found(tmp_path, monkeypatch):
+    from test_jobs import make_clips
+
+    from stprompt.ablations import GridJob
+    from stprompt.experiments import prepare
+    monkeypatch.setenv("STPROMPT_CACHE", str(tmp_path/"cache"))
+    job = GridJob(dataset="folder", root=str(make_clips(tmp_path/"clips")), backbone="mini", stride=8)
+    group, = room.sharing_windows(job)
+    known = {(store.settings.k, store.settings.keep_windows) for store in group}
+    assert {(3, False), (49, False), (job.k, False), (job.k, True)} <= known
+    summary, = room.extract_first(job)
+    assert summary.done and not summary.skipped
+    assert len(prepare(job).summary.skipped) == len(summary.done)     # found, none made
+
+
 def test_a_failed_notebook_is_named_and_not_taken_for_made(tmp_path):
     wrong = replace(SMALL, parameters={"seeds": "one"})
     with pytest.raises(ResultError, match="small/table_6: its notebook ended with exit code 1.*on here"):
