@@ -6,6 +6,7 @@
 __all__ = ['EncodedOnce', 'same_windows', 'claimed', 'extract_into']
 
 # %% ../nbs/05c_one_pass.ipynb #c002
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -65,7 +66,7 @@ def extract_into(
     would store. Raises FeatureError as that does."""
     same_windows(stores)
     for store in stores: check_backbone(clip, store)
-    items, once, ended, at_work = list(items), EncodedOnce(clip), {}, {}
+    items, once, ended, at_work, start, frames = list(items), EncodedOnce(clip), {}, {}, time.time(), 0
     new = [item for item in items if not any(store.has(item.id) for store in stores)]
     with (naming_ends(stores[0], items), claimed(stores) as claims,
           Bar(desc="features", total=len(new), unit="video", disable=not (progress and new)) as bar):
@@ -79,7 +80,8 @@ def extract_into(
                 continue
             ended[item.id] = max(put_away(store, item, video, part) for store, video in zip(stores, videos))
             for claim in claims: claim.drop(item.id)
-            del at_work[number]
+            frames += at_work.pop(number)[0].frames
             bar.update()
-    found = [item.id for item in items if item not in new]
-    return Summary([id for id in ended if not ended[id]], found, [one for one in ended.items() if one[1]])
+    found, failed = [item.id for item in items if item not in new], [one for one in ended.items() if one[1]]
+    return Summary([id for id in ended if not ended[id]], found, failed, frames,
+                   round(time.time() - start, 1))
