@@ -184,10 +184,10 @@ def run_remake(words: Sequence[str] | None = None) -> int:     # words: None = t
     asked = experiments(*(str(Path(one)) if one else "" for one in (given.clips, given.ped2)))
     try:
         print(*plan_lines(asked, results), sep="\n", flush=True)
+        wide = any(one.folder in WIDE and why_again(one, results) for one in asked)
+        if wide: print("first, features of MiniStreet full: one pass where windows are shared", flush=True)
         if given.plan: return 0
-        if any(one.folder in WIDE and why_again(one, results) for one in asked):
-            print("== features of MiniStreet full, in one pass where windows are shared", flush=True)
-            extract_first(GridJob(size="full"))
+        if wide: extract_first(GridJob(size="full"))
         remake(asked, results)
         write_index(results)
     except ValueError as error:     # ResultError, or what the features want

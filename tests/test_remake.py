@@ -63,6 +63,14 @@ def test_features_that_share_their_windows_come_first_and_are_found(tmp_path, mo
     assert len(prepare(job).summary.skipped) == len(summary.done)     # found, none made
 
 
+def test_the_plan_says_that_features_come_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(room, "extract_first", lambda job: pytest.fail("the plan makes nothing"))
+    for lost, said in ((False, False), (True, True)):
+        monkeypatch.setattr(room, "why_again", lambda one, results, lost=lost: "lost" * lost)
+        assert room.run_remake(["--plan"]) == 0
+        assert ("first, features of MiniStreet full" in capsys.readouterr().out) == said
+
+
 def test_a_failed_notebook_is_named_and_not_taken_for_made(tmp_path):
     wrong = replace(SMALL, parameters={"seeds": "one"})
     with pytest.raises(ResultError, match="small/table_6: its notebook ended with exit code 1.*on here"):
