@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MORE_SCALES', 'WHERE', 'WHEN', 'Measure', 'Against', 'CUTS', 'BeyondJob', 'Measured', 'Chosen', 'difference_row',
            'each_alone', 'chosen', 'VideoMaps', 'all_localizers', 'heat_of', 'video_maps', 'heat_on', 'where_measured',
-           'with_words', 'validation_part', 'new_after', 'Trainings', 'when_measured', 'called_by']
+           'with_words', 'validation_part', 'new_after', 'detector_rows', 'Trainings', 'when_measured', 'called_by']
 
 # %% ../nbs/27_beyond.ipynb #c003
 import dataclasses
@@ -257,6 +257,12 @@ def validation_part(data: Data) -> Data:
 def new_after(changes: Mapping[str, Any]) -> ScoreOptions:
     "The ScoreOptions among changes."
     return ScoreOptions(**{name: value for name, value in changes.items() if name != "spatial"})
+
+
+def detector_rows(job: BeyondJob) -> dict[str, BeyondJob]:     # {spatial: the job with it}
+    "The faithful detector, and those that an option of the detector trains anew."
+    kinds = dict.fromkeys(["sa2", *(row["spatial"] for row in WHEN.values() if "spatial" in row)])
+    return {kind: dataclasses.replace(job, spatial=kind) for kind in kinds}
 
 
 @dataclass(frozen=True)

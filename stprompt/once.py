@@ -29,6 +29,7 @@ from stprompt.beyond import (
     Trainings,
     all_localizers,
     chosen,
+    detector_rows,
     each_alone,
     new_after,
     validation_part,
@@ -52,7 +53,7 @@ from stprompt.experiments import (
     locate,
     score,
 )
-from .files import project_root
+from .files import let_go, project_root
 from .grid import without_features
 from .metrics import Report, annotated_frames, box_ious, compare, frame_auc, gated, mean_iou
 from .progress import Bar
@@ -207,9 +208,8 @@ def beyond_plan(job: BeyondJob, out: str | Path) -> pd.DataFrame:     # one row 
         ground = opened(dataclasses.replace(one, spatial="text"))
         left, every = without_features(ground, one.root), len(ground.benchmark.items())
         rows.append((f"{name}: features with all windows", every, every - left))
-    kinds = {row.get("spatial", "sa2") for row in WHEN.values()} | {"sa2"}
     made = len(list(Path(out).glob("**/trainings/*.pt")))
-    rows += [("MiniStreet: trainings", len(kinds) * len(job.numbers), made),
+    rows += [("MiniStreet: trainings", len(detector_rows(job)) * len(job.numbers), made),
              ("MiniStreet: options of the localizer", len(WHERE), 0), ("of the detector", len(WHEN), 0)]
     return pd.DataFrame(rows, columns=["stage", "in all", "found"])
 
@@ -232,4 +232,5 @@ def record_beyond(
     write_record(out, kept)
     add_tables(out, **tables)
     for left in list(Path(out).rglob("trainings")): shutil.rmtree(left)     # nothing is left to go on from
+    let_go()     # as `record_seeds` does
     return files_in(out)

@@ -126,6 +126,17 @@ def test_the_seeds_job_runs_to_its_end(tmp_path):
                                                               "detector.json"}
 
 
+def test_the_seeds_job_on_published_features_leaves_out_what_needs_pictures(tmp_path):
+    from test_experiments import publish
+    record = run("seeds", tmp_path, dataset="ucf_crime", features=str(publish(tmp_path/"published")), crops=1,
+                 backbone="mini", seeds="0,1", epochs=1, device="cpu")
+    assert [row["signal"] for row in record["more"]["stages"]] == [
+        "trained, windows: none", "trained, windows: none, no adapter",
+        "eq. 11 of the whole frame, no training, paper queries",
+        "eq. 11 of the whole frame, no training, extended queries"]
+    assert {"localizers", "choices"}.isdisjoint(record["more"]) and "mean_iou" in record["skipped"]
+
+
 def make_clips(root, n=6):
     noise = np.random.default_rng(0)
     for label, shift in (("fight", 40), ("noFight", 0)):
