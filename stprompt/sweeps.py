@@ -187,9 +187,10 @@ def row_models(
 
 def trained_rows(job: SeedJob) -> dict[str, SeedJob]:
     "The job's own row first, the others of Table 5, and the job's own without an adapter."
-    others = {f"trained, windows: {name}": dataclasses.replace(job, spatial=name) for name in spatial_names()}
+    others = {f"trained, windows: {name}": dataclasses.replace(job, spatial=name)
+              for name in spatial_names()}
     others[f"trained, windows: {job.spatial}, no adapter"] = dataclasses.replace(job, adapter="none")
-    own = {f"trained, windows: {job.spatial}": job}     # published features have no windows: all are this one
+    own = {f"trained, windows: {job.spatial}": job}     # published features have no other
     return own | {name: row for name, row in others.items() if row != job}
 
 

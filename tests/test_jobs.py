@@ -128,7 +128,8 @@ def test_the_seeds_job_runs_to_its_end(tmp_path):
 
 def test_the_seeds_job_on_published_features_leaves_out_what_needs_pictures(tmp_path):
     from test_experiments import publish
-    record = run("seeds", tmp_path, dataset="ucf_crime", features=str(publish(tmp_path/"published")), crops=1,
+    published = publish(tmp_path/"published")
+    record = run("seeds", tmp_path, dataset="ucf_crime", features=str(published), crops=1,
                  backbone="mini", seeds="0,1", epochs=1, device="cpu")
     assert [row["signal"] for row in record["more"]["stages"]] == [
         "trained, windows: none", "trained, windows: none, no adapter",
