@@ -6,7 +6,7 @@
 __all__ = ['LINKS', 'LinkScores', 'SeedScores', 'LOCALIZERS', 'FUSIONS', 'THRESHOLDS', 'TITLES', 'SeedJob', 'Outcome',
            'seed_file', 'fit_seed', 'with_seed', 'run_seeds', 'seed_table', 'plain_job', 'score_parts',
            'untrained_scores', 'frame_scores', 'darkness_scores', 'held_still', 'row_models', 'trained_rows',
-           'part_shares', 'question', 'link_scores', 'untrained_rows', 'size_parts', 'stage_row', 'stage_table',
+           'part_shares', 'plain_asker', 'link_scores', 'untrained_rows', 'size_parts', 'stage_row', 'stage_table',
            'box_choices', 'choice_table', 'best_thresholds', 'localizer_table', 'add_tables', 'record_seeds']
 
 # %% ../nbs/25_sweeps.ipynb #c003
@@ -217,7 +217,7 @@ LINKS = {      # of one video: windows' evidence [T, h, w], features, K, and eq.
 LinkScores = dict[str, dict[str, np.ndarray]]     # {link: {id: float [n_frames]}}
 
 
-def question(job: TrainJob, data: Data, queries: str) -> Callable:
+def plain_asker(job: TrainJob, data: Data, queries: str) -> Callable:
     "Eq. 11 with a list of normal phrases, as a function of features [..., D]."
     localizer = new_localizer(plain_job(job), data, normal=queries, method="text")
     return partial(eq11, text=localizer.text.cpu(), n_normal=len(localizer.queries.normal))
@@ -225,7 +225,7 @@ def question(job: TrainJob, data: Data, queries: str) -> Callable:
 
 def link_scores(job: TrainJob, data: Data, lists: tuple[str, ...]) -> dict[str, LinkScores]:
     "{queries: links}: eq. 11 with no training, from the windows, seen once, to the adapter's input."
-    asks, known = {queries: question(job, data, queries) for queries in lists}, data.settings
+    asks, known = {queries: plain_asker(job, data, queries) for queries in lists}, data.settings
     found = {queries: {name: {} for name in LINKS} for queries in lists}
     for item in Bar(data.benchmark.test, "links", unit="video"):
         video, parts = data.features[item.id], read_frames(item.source, stride=known.stride)

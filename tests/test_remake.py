@@ -71,6 +71,18 @@ def test_the_plan_says_that_features_come_first(tmp_path, monkeypatch, capsys):
         assert ("first, features of MiniStreet full" in capsys.readouterr().out) == said
 
 
+def test_features_come_first_in_a_process_of_their_own(monkeypatch):
+    "Its exit code ends all: no notebook begins without them."
+    asked, sizes = [], []
+    monkeypatch.setattr(room, "why_again", lambda one, results: "lost")
+    monkeypatch.setattr(room, "remake", lambda asked, results: pytest.fail("features are not there"))
+    monkeypatch.setattr(room.subprocess, "run", lambda words, cwd: (
+        asked.append(words), subprocess.CompletedProcess(words, 3))[1])
+    assert room.run_remake([]) == 3 and asked == [room.BEFORE_ALL]
+    monkeypatch.setattr(room, "extract_first", lambda job: sizes.append(job.size))
+    assert room.run_remake([*room.BEFORE_ALL[3:]]) == 0 and sizes == ["full"] and len(asked) == 1
+
+
 def test_a_failed_notebook_is_named_and_not_taken_for_made(tmp_path):
     wrong = replace(SMALL, parameters={"seeds": "one"})
     with pytest.raises(ResultError, match="small/table_6: its notebook ended with exit code 1.*on here"):

@@ -20,7 +20,7 @@ from stprompt.grid import CORES, plan, sweep
 from stprompt.learner import LearnerError, Trainer
 from stprompt.once import beyond_plan
 from stprompt.sweeps import SeedJob, fit_seed, seed_file, trained_rows
-from stprompt.trainings import row_of, train_ahead
+from stprompt.trainings import seed_row, train_ahead
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT/'tests'}", "OMP_NUM_THREADS": "1"}
@@ -141,7 +141,7 @@ def test_a_training_that_is_ended_by_hand_is_left_to_the_job(job, tmp_path):
 
 def test_rows_of_the_seeds_job_are_cells_of_tables_4_to_6():
     job = SeedJob(size="small", epochs=1)
-    mine = [row_of(job, name, row) for name, row in trained_rows(job).items()]
+    mine = [seed_row(job, name, row) for name, row in trained_rows(job).items()]
     names = lambda rows: {cell.name for cell in plan(job, rows, [0], "nowhere").cells.values()}
     assert names(TABLE_5.rows) < names(mine)
     assert names([row for row in TABLE_4.rows if row.name == "SA2 + C + A"]) < names(mine)
