@@ -31,6 +31,7 @@ from stprompt.beyond import (
     chosen,
     detector_rows,
     each_alone,
+    each_once,
     new_after,
     validation_part,
     video_maps,
@@ -54,7 +55,7 @@ from stprompt.experiments import (
     score,
 )
 from .files import let_go, project_root
-from .grid import without_features
+from .grid import CORES, without_features
 from .metrics import Report, annotated_frames, box_ious, compare, frame_auc, gated, mean_iou
 from .progress import Bar
 from .results import code_identity, make_record, merge_seeds, plain, write_record
@@ -84,7 +85,7 @@ def where_ablation(
     maps = {id: video_maps(places, held.benchmark.item(id), held.truths[id], judged, stride, called[id])
             for id, judged in Bar(frames.items(), "windows of", unit="video")}
     first = where_measured(maps, {}, known, [known.threshold])
-    measure = lambda changes: where_measured(maps, changes, known)
+    measure = each_once(lambda changes: where_measured(maps, changes, known), CORES)
     return Ablated(each_alone(rows, measure, iou_against, first), chosen(rows, measure, iou_against, first))
 
 
@@ -94,7 +95,7 @@ def when_ablation(
     "The detector's options on all validation videos."
     held = validation_part(trainings.data)
     against = lambda a, b: compare(a.values, b.values, held.truths)
-    measure = lambda changes: when_measured(trainings, held, changes)
+    measure = each_once(lambda changes: when_measured(trainings, held, changes))
     return Ablated(each_alone(rows, measure, against, first), chosen(rows, measure, against, first))
 
 # %% ../nbs/27b_once.ipynb #c009

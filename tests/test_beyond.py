@@ -1,6 +1,7 @@
 "Options beyond the paper: each by its definition, off by default, and served as they were evaluated."
 import dataclasses
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,9 @@ from rules import cells, source
 from test_experiments import publish
 
 from stprompt import cells as grid_cells
-from stprompt import experiments, variants
+from stprompt import experiments, trainings, variants
 from stprompt.ablations import GridJob
-from stprompt.beyond import BeyondJob, Measured, chosen
+from stprompt.beyond import BeyondJob, Measured, chosen, each_once
 from stprompt.cells import Row
 from stprompt.clip import FrozenCLIP
 from stprompt.detector import Detector, ScoredPart, read_settings, smooth_stream, whole
@@ -316,10 +317,25 @@ def test_only_what_surely_helps_is_kept_and_together_it_is_measured_anew():
         return Measured(changes, mean_iou(values), values)
 
     def against(a, b): return compare(a.values, b.values, metric="mean_iou")
-    found = chosen({name: {name: 1} for name in "abcde"}, measure, against, measure({}))
+    found = chosen({name: {name: 1} for name in "abcde"}, each_once(measure, beside=2), against, measure({}))
     assert found.changes == {"a": 1, "d": 1} and found.measured.percent == measure({"a": 1, "d": 1}).percent
     assert found.steps.groupby("step").size().tolist() == [5, 4, 3]
     assert found.steps[found.steps["kept"]]["option"].tolist() == ["a", "d"]
+
+
+def test_a_choice_is_measured_once_and_answers_come_in_the_order_of_the_questions():
+    asked = []
+
+    def measure(changes):
+        asked.append(changes)
+        time.sleep(.05 * (changes == {"a": 1}))     # the first is the last to be done
+        return Measured(changes, 0., {})
+
+    measured = each_once(measure, beside=3)
+    rows = [{"a": 1}, {"b": 2}, {"b": 2, "a": 1}]
+    assert [one.changes for one in measured(rows)] == rows and len(asked) == 3
+    assert [one.changes for one in measured([{"a": 1, "b": 2}, {"c": 3}])] == [rows[2], {"c": 3}]
+    assert len(asked) == 4
 
 
 def test_choosing_needs_the_benchmark_that_has_boxes_to_choose_on(tmp_path):
@@ -331,6 +347,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     "nbs/reproduce/beyond.ipynb, cell by cell, on sixteen videos: too few to keep anything, and it says so."
     known = sixteen()
     for module in (experiments, grid_cells): monkeypatch.setattr(module, "open_benchmark", lambda *_: known)
+    monkeypatch.setattr(trainings, "that_fit", lambda *_: 1)     # other processes do not know the sixteen
     parts = [source(cell) for cell in cells(project_root()/"nbs"/"reproduce"/"beyond.ipynb")
              if cell["cell_type"] == "code"]
     names = {}
