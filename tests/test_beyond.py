@@ -11,7 +11,7 @@ from rules import cells, source
 from test_experiments import publish
 
 from stprompt import cells as grid_cells
-from stprompt import experiments, trainings, variants
+from stprompt import experiments, grid, trainings, variants
 from stprompt.ablations import GridJob
 from stprompt.beyond import BeyondJob, Measured, chosen, each_once
 from stprompt.cells import Row
@@ -348,6 +348,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     known = sixteen()
     for module in (experiments, grid_cells): monkeypatch.setattr(module, "open_benchmark", lambda *_: known)
     monkeypatch.setattr(trainings, "that_fit", lambda *_: 1)     # other processes do not know the sixteen
+    monkeypatch.setattr(grid, "cache_dir", lambda name: tmp_path/name)     # their cells are their own
     parts = [source(cell) for cell in cells(project_root()/"nbs"/"reproduce"/"beyond.ipynb")
              if cell["cell_type"] == "code"]
     names = {}
