@@ -36,6 +36,7 @@ def navigation():
     order = ["To read first", *STAGES.values(), *sorted(set(under.values()) - {"Jobs"}), "Jobs"]
     chapters = {name: [path for path in books if under[path] == name] for name in dict.fromkeys(order)}
     chapters |= {"Results": [ROOT/"results"/"README.md"],
+                 "What ships with the package": sorted((ROOT/"stprompt"/"assets").glob("*/README.md")),
                  "Project": [ROOT/"CONTRIBUTING.md", ROOT/"CHANGELOG.md"]}
     return {name: pages for name, pages in chapters.items() if pages}
 
@@ -130,7 +131,7 @@ root_doc = "README"
 include_patterns = [f"{root_doc}.md", *(address(path)[1:] + path.suffix for pages in (
     *navigation().values(), experiments(), *experiments().values()) for path in pages)]
 exclude_patterns = [path.name for path in ROOT.iterdir()     # not looked into
-                    if path.is_dir() and path.name not in ("nbs", "results")]
+                    if path.is_dir() and path.name not in ("nbs", "results", "stprompt")]
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
 suppress_warnings = ["myst.header"]     # from H1 to H3, as notebooks do
 nb_execution_mode = "off"               # a page shows what is committed

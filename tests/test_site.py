@@ -54,6 +54,13 @@ def test_every_result_is_a_page():
         assert all(SITE["address"](path) in text for path in beside)
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_texts_and_notebooks_that_a_page_links_are_pages(name):
+    links = re.findall(r"\]\(([^)#:]+\.(?:md|ipynb))[#)]", (ROOT/name).read_text(encoding="utf-8"))
+    assert {*links} <= {*SITE["include_patterns"]}
+    assert links or name != "README.md"
+
+
 def test_pages_are_all_that_is_read():
     assert all((ROOT/name).is_file() for name in SITE["include_patterns"])
     assert {path.relative_to(ROOT).as_posix() for path in shown()} < set(SITE["include_patterns"])
